@@ -1,0 +1,56 @@
+# Two commands do all set-up by themselves: `make run` and `make test`. `make help` lists the others.
+
+VIDEO ?=
+OUTPUT ?=
+ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: help run test setup ui bench lint format lock docs-check clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make run [VIDEO=path] [OUTPUT=path] [ARGS='--scale 4']   upscale a video (a sample clip by default)"
+	@echo "make test         all tests        make lint    ruff and mypy      make bench   benchmarks"
+	@echo "make setup        environment      make format  ruff format        make lock    renew requirements.lock"
+	@echo "make ui           Prefect UI       make docs-check  README commands as written     make clean"
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml deployments/environment.sh
+	@sh deployments/environment.sh
+
+run: $(READY)
+	@sh deployments/run.sh "$(VIDEO)" "$(OUTPUT)" $(ARGS)
+
+test: $(READY)
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)
+	$(BIN)/python tests/benchmarks/whole_job.py
+
+ui: $(READY)
+	$(BIN)/python -m deployments.local_ui
+
+docs-check: $(READY)
+	$(BIN)/python -m tests.readme_commands
+
+# Resolves pyproject.toml anew. torch is not in the lock: deployments/environment.sh installs the build for the machine.
+lock: $(READY)
+	$(BIN)/pip install --quiet "uv>=0.9"
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
+	  --no-emit-index-url --custom-compile-command "make lock" -o requirements.lock
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache output

@@ -1,0 +1,1 @@
+"""Facts of a site, editable in the Prefect UI."""

@@ -1,0 +1,227 @@
+"""`superres`: a thin door to the flows.
+
+Input is checked before anything heavy is loaded, so a mistake costs a fraction of a second. What people read goes to
+stderr; with `--json` the last line of stdout is one JSON object, whether the command succeeded or failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tasks.errors import SettingsError, SuperResolutionError
+
+#: What a shell expects of a program that was interrupted.
+_INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line as the one-line error that every other mistake gives."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(message, f"See {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 after success; the error's exit code, or 130 when interrupted, otherwise.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    wants_json = "--json" in arguments
+    try:
+        parsed = _parser().parse_args(arguments)
+        parsed.run(parsed)
+        return 0
+    except SuperResolutionError as error:
+        _complain(f"error: {error}")
+        _print_json(wants_json, {"status": "failed", "kind": error.kind, "error": str(error)})
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("stopped; run the same command again to continue where it stopped")
+        _print_json(wants_json, {"status": "cancelled"})
+        return _INTERRUPTED
+
+
+def _complain(text: str) -> None:
+    print(f"superres: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def _print_json(wanted: bool, record: dict[str, Any]) -> None:
+    if wanted:
+        print(json.dumps(record), flush=True)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="superres", description="Upscale video with Real-ESRGAN-class models.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+
+    upscale = commands.add_parser("upscale", help="upscale one video", description="Upscale one video.")
+    upscale.add_argument("source", help="path of the video")
+    upscale.add_argument("destination", help="path of the result; its ending (.mp4, .mov, .mkv) names the container")
+    size = upscale.add_mutually_exclusive_group()
+    size.add_argument("--scale", type=int, metavar="2..4", help="how many times larger (default 2)")
+    size.add_argument("--height", type=int, metavar="ROWS", help="rows of the result, for example 1080")
+    upscale.add_argument(
+        "--model", default="compact", help="model card or weight file (default: bundled model that fits)"
+    )
+    upscale.add_argument("--encoder", default="h264", help="encoder profile (default h264)")
+    upscale.add_argument("--pools", default="local", help="where to work (default: pools on this machine)")
+    upscale.add_argument(
+        "--scratch", metavar="DIR", help="folder for chunk files (default: in the user's cache folder)"
+    )
+    upscale.add_argument(
+        "--chunk-seconds", type=float, metavar="S", help="length of a chunk (default: a minute of work)"
+    )
+    upscale.add_argument("--overwrite", action="store_true", help="replace an existing destination")
+    upscale.add_argument("--salvage", action="store_true", help="keep what decodes of a damaged source")
+    upscale.add_argument("--fresh", action="store_true", help="do not use chunks of an earlier, interrupted run")
+    upscale.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
+    upscale.add_argument("--verbose", action="store_true", help="show the log of the flow")
+    upscale.set_defaults(run=_upscale)
+
+    probe = commands.add_parser("probe", help="what a source is", description="Show what a source is.")
+    probe.add_argument("source", help="path of the video")
+    probe.add_argument("--json", action="store_true", help="print JSON")
+    probe.set_defaults(run=_probe)
+
+    models = commands.add_parser(
+        "models", help="list, fetch and verify models", description="Models and their weights."
+    )
+    actions = models.add_subparsers(dest="action", parser_class=_Parser, metavar="list|fetch|verify")
+    models.set_defaults(run=_list_models, json=False)
+    listing = actions.add_parser("list", help="the model cards")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(run=_list_models)
+    fetch = actions.add_parser("fetch", help="download the weights of a model, with size and hash checked")
+    fetch.add_argument("name")
+    fetch.set_defaults(run=_fetch_model)
+    check = actions.add_parser("verify", help="check all weights that are on this machine")
+    check.set_defaults(run=_verify_models)
+    return parser
+
+
+def _upscale(arguments: argparse.Namespace) -> None:
+    began = time.time()
+    if arguments.pools != "local":
+        raise SettingsError(f"unknown pools {arguments.pools!r}", "Use --pools local, the pools of this machine")
+    from tasks.request import UpscaleRequest, check_request
+
+    request = UpscaleRequest(
+        source=arguments.source,
+        destination=arguments.destination,
+        scale=arguments.scale,
+        height=arguments.height,
+        model=arguments.model,
+        encoder=arguments.encoder,
+        scratch=arguments.scratch,
+        chunk_seconds=arguments.chunk_seconds,
+        overwrite=arguments.overwrite,
+        salvage=arguments.salvage,
+        fresh=arguments.fresh,
+    )
+    checked = check_request(request)
+    if not arguments.verbose:
+        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+    from flows.terminal import show_progress, show_start, show_summary
+
+    show_start(checked)
+    with _working_place(), show_progress(checked) as observer:
+        from flows.parameters import UpscaleOptions
+        from flows.upscale_video import upscale_video
+        from tasks.track import observed_by
+
+        options = UpscaleOptions.from_request(request)
+        with observed_by(observer):
+            result = upscale_video(str(Path(request.source).expanduser().absolute()), request.destination, options)
+    result["startup_seconds"] = round(result["startup_seconds"] + result.pop("flow_started") - began, 3)
+    show_summary(result)
+    _print_json(arguments.json, result)
+
+
+@contextmanager
+def _working_place() -> Iterator[None]:
+    """A Prefect API and open pools, started side by side while the flow's modules load."""
+    from infra.prefect_server import ensure_api
+
+    from infra.pools import local_pools, open_pools
+
+    with ensure_api(), open_pools(local_pools()):
+        yield
+
+
+def _probe(arguments: argparse.Namespace) -> None:
+    from tasks.errors import UnsupportedSourceError
+    from tasks.media.probe import probe, refuse_unsupported
+
+    facts = probe(Path(arguments.source).expanduser().absolute())
+    try:
+        refuse_unsupported(facts)
+        obstacle = None
+    except UnsupportedSourceError as error:
+        obstacle = error.problem
+    if arguments.json:
+        _print_json(True, {**facts.to_dict(), "supported": obstacle is None, "obstacle": obstacle})
+        return
+    colour = facts.colour
+    rate = f"{facts.frame_rate} ({float(facts.frame_rate):.3f})" if facts.frame_rate else "unknown"
+    assumed = f" (assumed: {', '.join(facts.colour_assumed)})" if facts.colour_assumed else ""
+    print(f"{facts.path}: {facts.container}, {facts.size_bytes} bytes, {facts.duration_seconds or 0:.3f} s")
+    print(f"video   stream {facts.video_index}: {facts.codec} {facts.width}x{facts.height} {facts.pix_fmt}")
+    print(f"        {facts.declared_frames or 'unknown number of'} frames at {rate} frames/s, {facts.field_order}")
+    print(f"        sample aspect {facts.sample_aspect_ratio}, rotation {facts.rotation}")
+    print(f"colour  {colour.matrix}, {'full' if colour.full_range else 'limited'} range{assumed}")
+    for stream in facts.streams:
+        if stream.index != facts.video_index:
+            facets = (stream.kind, stream.codec, stream.language or "", stream.title or "")
+            print(f"other   stream {stream.index}: {' '.join(facets)}".rstrip())
+    print(f"can be upscaled: {'yes' if obstacle is None else 'no, ' + obstacle}")
+
+
+def _list_models(arguments: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from tasks.models.cards import all_cards
+    from tasks.models.weights import is_present
+
+    rows = [{**asdict(card), "present": is_present(card)} for card in all_cards().values()]
+    if arguments.json:
+        _print_json(True, {"models": rows})
+        return
+    for row in rows:
+        state = "here" if row["present"] else "not here"
+        print(f"{row['name']:26} x{row['scale']}  {row['bytes'] / 1e6:6.1f} MB  {state:8}  {row['best_for']}")
+
+
+def _fetch_model(arguments: argparse.Namespace) -> None:
+    from flows.terminal import show_download
+    from tasks.models.cards import find_model
+    from tasks.models.weights import fetch
+
+    card = find_model(arguments.name)
+    with show_download(card.name) as progress:
+        path = fetch(card, progress)
+    print(path)
+
+
+def _verify_models(_: argparse.Namespace) -> None:
+    from tasks.models.cards import all_cards
+    from tasks.models.weights import is_present, locate
+
+    for card in all_cards().values():
+        if is_present(card):
+            print(f"{card.name}: good ({locate(card)})")
+        else:
+            print(f"{card.name}: not here")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

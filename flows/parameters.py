@@ -1,0 +1,89 @@
+"""The parameters of the flows, as the forms of the Prefect UI show them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.request import DEFAULT_MODEL, UpscaleRequest
+
+
+class UpscaleOptions(BaseModel):
+    """How a video is upscaled. The defaults suit most videos."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    scale: Literal[2, 3, 4] = Field(
+        2,
+        title="Scale",
+        description="How many times larger. Ignored when a height is given.",
+        json_schema_extra={"position": 0},
+    )
+    height: int = Field(
+        0,
+        ge=0,
+        le=16384,
+        title="Height",
+        description="Rows of the result, for example 1080; 0 uses the scale instead.",
+        json_schema_extra={"position": 1},
+    )
+    model: str = Field(
+        DEFAULT_MODEL,
+        title="Model",
+        description="Name of a model card, path of a weight file, or `compact` for the bundled model that fits.",
+        json_schema_extra={"position": 2},
+    )
+    encoder: Literal["h264", "h265", "ffv1"] = Field(
+        "h264", title="Encoder", description="How the result is encoded.", json_schema_extra={"position": 3}
+    )
+    chunk_seconds: float = Field(
+        0.0,
+        ge=0,
+        title="Chunk length",
+        description="Seconds of video per chunk; 0 chooses about a minute of work.",
+        json_schema_extra={"position": 4},
+    )
+    overwrite: bool = Field(
+        False, title="Overwrite", description="Replace the destination if it exists.", json_schema_extra={"position": 5}
+    )
+    salvage: bool = Field(
+        False,
+        title="Salvage",
+        description="Keep what decodes of a damaged source instead of failing.",
+        json_schema_extra={"position": 6},
+    )
+    fresh: bool = Field(
+        False,
+        title="Start afresh",
+        description="Do not use chunks of an earlier, interrupted run.",
+        json_schema_extra={"position": 7},
+    )
+    scratch: str = Field(
+        "",
+        title="Scratch folder",
+        description="Where chunk files live while the job runs; empty for the site's default.",
+        json_schema_extra={"position": 8},
+    )
+
+    def request(self, source: str, destination: str) -> UpscaleRequest:
+        """The request these options stand for; zero and empty mean "not given"."""
+        return UpscaleRequest(
+            source=source,
+            destination=destination,
+            scale=None if self.height else self.scale,
+            height=self.height or None,
+            model=self.model,
+            encoder=self.encoder,
+            scratch=self.scratch or None,
+            chunk_seconds=self.chunk_seconds or None,
+            overwrite=self.overwrite,
+            salvage=self.salvage,
+            fresh=self.fresh,
+        )
+
+    @classmethod
+    def from_request(cls, request: UpscaleRequest) -> UpscaleOptions:
+        """The options that stand for a request."""
+        given = {name: value for name, value in request.to_dict().items() if value is not None}
+        return cls(**{name: value for name, value in given.items() if name in cls.model_fields})

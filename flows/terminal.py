@@ -1,0 +1,113 @@
+"""What the command line shows: the start, a live progress bar and the summary, on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
+
+from tasks.request import CheckedRequest
+from tasks.track import Progress as JobProgress
+
+_console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+#: Without a terminal one line is printed per this share of the job.
+_PLAIN_STEP = 0.1
+
+
+def show_start(checked: CheckedRequest) -> None:
+    """Say what is about to be done."""
+    facts, target = checked.facts, checked.target
+    _console.print(
+        f"{facts.path}: {facts.width}x{facts.height} -> {target.width}x{target.height}"
+        f" with {checked.card.name}, {checked.profile.name}",
+        markup=False,
+    )
+    for index, reason in checked.carried.left_out.items():
+        _console.print(f"stream {index} is left out: {reason}", markup=False)
+
+
+@contextmanager
+def show_progress(checked: CheckedRequest) -> Iterator[Callable[[JobProgress], None]]:
+    """Show progress while the block runs.
+
+    Yields:
+        A function to call with each new look at the job.
+    """
+    if not _console.is_terminal:
+        yield _plain_reporter()
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:10}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} frames"),
+        TextColumn("{task.fields[speed]}"),
+        TextColumn("{task.fields[eta]}"),
+    )
+    total = checked.facts.declared_frames or 1
+    with Progress(*columns, console=_console, transient=True) as bar:
+        row = bar.add_task("starting", total=total, speed="", eta="")
+
+        def observe(progress: JobProgress) -> None:
+            bar.update(
+                row,
+                description=progress.phase,
+                total=progress.frames_total,
+                completed=progress.frames_done,
+                speed=f"{progress.frames_per_second:.2f} frames/s" if progress.frames_per_second else "measuring",
+                eta=f"{_duration(progress.eta_seconds)} left" if progress.eta_seconds else "",
+            )
+
+        yield observe
+
+
+def _plain_reporter() -> Callable[[JobProgress], None]:
+    said = {"share": -1.0, "phase": ""}
+
+    def observe(progress: JobProgress) -> None:
+        share = progress.frames_done / progress.frames_total
+        if share < float(said["share"]) + _PLAIN_STEP and progress.phase == said["phase"]:
+            return
+        said.update(share=share, phase=progress.phase)
+        speed = f", {progress.frames_per_second:.2f} frames/s" if progress.frames_per_second else ""
+        eta = f", {_duration(progress.eta_seconds)} left" if progress.eta_seconds else ""
+        _console.print(
+            f"{progress.phase} {progress.frames_done}/{progress.frames_total} frames{speed}{eta}", markup=False
+        )
+
+    return observe
+
+
+def show_summary(result: dict[str, Any]) -> None:
+    """Say what came out."""
+    reused = f", {result['chunks_reused']} of {result['chunks']} chunks reused" if result["chunks_reused"] else ""
+    size, speed = f"{result['width']}x{result['height']}", f"{result['fps']:.2f} frames/s"
+    took = f"{_duration(result['seconds'])} ({speed}, start-up {result['startup_seconds']:.1f} s{reused})"
+    _console.print(f"{result['output']}: {result['frames_out']} frames {size} in {took}, verified", markup=False)
+    if result["damaged_frames"]:
+        _console.print(
+            f"salvaged: {result['damaged_frames']} frames of the source could not be decoded and are missing"
+        )
+
+
+@contextmanager
+def show_download(name: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a download; yields a function to call with bytes so far and bytes in all."""
+    with Progress(
+        TextColumn(name), BarColumn(), DownloadColumn(), console=_console, disable=not sys.stderr.isatty()
+    ) as bar:
+        row = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(row, completed=done, total=total)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"

@@ -1,0 +1,270 @@
+"""One video in, one verified video out: the main job.
+
+The three stages of each chunk stream through two pools: chunk 0 is being encoded on the `cpu` pool while chunk 1 is on
+the `gpu` pool and chunk 2 is being decoded. The result appears at the destination only after it was read back and
+compared with the source.
+
+Purpose: any single video, by hand, from a schedule or from `upscale-library`.
+Cache policy: none of Prefect's; chunk files in scratch are keyed by content and checked before they are used.
+Blocks: none needed; pools are those of this machine unless others are open.
+"""
+
+from __future__ import annotations
+
+import queue
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.futures import PrefectFuture
+from prefect.logging import get_run_logger
+
+from flows.parameters import UpscaleOptions
+from infra.pools import PoolTaskRunner
+from tasks import track
+from tasks.assemble import assemble
+from tasks.chunk_report import StageReport
+from tasks.chunks import WINDOW_CHUNKS, Chunk
+from tasks.encode import encode, is_encoded
+from tasks.errors import ChunkFileError, PoolError, SuperResolutionError
+from tasks.extract import extract
+from tasks.media.ffmpeg import FfmpegError
+from tasks.models.weights import content_hash
+from tasks.plan import Plan, own_job, plan, save_plan
+from tasks.publish import publish
+from tasks.receipt import is_published
+from tasks.request import check_request
+from tasks.stage import stage
+from tasks.upscale import upscale
+from tasks.verify import verify
+
+#: Attempts at one chunk before the job gives up. Only failures that another attempt can mend are repeated.
+CHUNK_ATTEMPTS: Final = 3
+
+#: Seconds between two looks at the progress, and between two updates of the progress artifact in the UI.
+_LOOK_SECONDS: Final = 1.0
+_ARTIFACT_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True)
+class UpscaleResult:
+    """What a finished job reports."""
+
+    status: Literal["published"]
+    output: str
+    job_id: str
+    frames_in: int
+    frames_out: int
+    width: int
+    height: int
+    seconds: float
+    """Wall time from the first chunk reaching the model to publication."""
+    flow_started: float
+    """When the flow began, seconds since the epoch."""
+    startup_seconds: float
+    """Wall time from the flow's start to the first chunk reaching the model."""
+    fps: float
+    """Frames upscaled by this run per second of `seconds`."""
+    chunks: int
+    chunks_reused: int
+    """Chunks that an earlier, interrupted run had finished."""
+    model: str
+    encoder: str
+    engine: dict[str, Any]
+    verified: bool
+    not_carried: dict[int, str]
+    """Source streams that the result could not hold, and why."""
+    damaged_frames: int
+    """Frames left out by `--salvage`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@flow(
+    name="upscale-video",
+    flow_run_name="{source} x{options.scale} {options.model}",
+    task_runner=PoolTaskRunner(),  # type: ignore[arg-type]
+    validate_parameters=True,
+)
+def upscale_video(source: str, destination: str, options: UpscaleOptions = UpscaleOptions()) -> dict[str, Any]:  # noqa: B008
+    """Upscale one video.
+
+    Args:
+        source: Path of the video.
+        destination: Path of the result; its ending (.mp4, .mov, .mkv) names the container.
+        options: Scale, model, encoder and the rest.
+
+    Returns:
+        The fields of `UpscaleResult`.
+
+    Raises:
+        SuperResolutionError: The request was refused, or the job failed; nothing was published.
+    """
+    started = time.time()
+    logger = get_run_logger()
+    checked = check_request(options.request(stage.fn(source), destination))
+    job = plan(checked, content_hash(checked.card))
+    logger.info(
+        "%s: %d frames %dx%d at %s fps -> %dx%d with %s in %d chunks",
+        Path(source).name, job.frames, job.facts.width, job.facts.height, job.table.rate,
+        job.target.width, job.target.height, job.card.name, len(job.chunks),
+    )  # fmt: skip
+    for index, reason in job.carried.left_out.items():
+        logger.warning("stream %d is left out: %s", index, reason)
+    with own_job(job.folder, fresh=options.fresh):
+        path = str(save_plan(job))
+        reports: list[StageReport] = []
+        reused = list(job.chunks)
+        if not is_published(job.folder, Path(job.request.destination).expanduser().absolute()):
+            reused = [chunk for chunk in job.chunks if is_encoded(job, chunk)]
+            meter = _Meter(job)
+            reports = _run_chunks(job, path, [chunk for chunk in job.chunks if chunk not in reused], meter)
+            meter.report("assembling")
+            muxed = assemble.submit(path).result()
+            meter.report("verifying")
+            verify.submit(path, muxed).result()
+            meter.report("publishing")
+            publish.submit(path).result()
+            meter.report("done")
+        result = _summarise(job, reports, len(reused), started)
+        create_markdown_artifact(_report(result), key="result", description=f"Result of {Path(source).name}")
+    shutil.rmtree(job.folder, ignore_errors=True)
+    logger.info("published %s: %d frames, verified", result.output, result.frames_out)
+    return result.to_dict()
+
+
+class _Meter:
+    """Progress to whoever watches: the command line once a second, the UI every few seconds."""
+
+    def __init__(self, job: Plan) -> None:
+        self._meter = track.ProgressMeter(job)
+        self._artifact = create_progress_artifact(0.0, key="progress", description="Frames upscaled")
+        self._updated = time.monotonic()
+        self.report("upscaling")
+
+    def report(self, phase: str) -> None:
+        progress = self._meter.look(phase)
+        track.report(progress)
+        if time.monotonic() - self._updated >= _ARTIFACT_SECONDS or phase == "done":
+            self._updated = time.monotonic()
+            update_progress_artifact(self._artifact, 100.0 * progress.frames_done / progress.frames_total)
+
+
+@dataclass
+class _ChunkRun:
+    """One attempt at one chunk: its three futures, in order."""
+
+    chunk: Chunk
+    attempt: int
+    futures: tuple[PrefectFuture[StageReport], ...]
+
+
+def _run_chunks(job: Plan, path: str, chunks: list[Chunk], meter: _Meter) -> list[StageReport]:
+    """Stream chunks through the stages in plan order, a bounded number at a time.
+
+    Raises:
+        SuperResolutionError: A chunk failed for good; carries the chunk's own error.
+    """
+    waiting = deque((chunk, 1) for chunk in chunks)
+    settled: queue.SimpleQueue[_ChunkRun] = queue.SimpleQueue()
+    reports: list[StageReport] = []
+    running = 0
+    while waiting or running:
+        while waiting and running < WINDOW_CHUNKS:
+            _submit(job, path, *waiting.popleft(), settled.put)
+            running += 1
+        meter.report("upscaling")
+        try:
+            run = settled.get(timeout=_LOOK_SECONDS)
+        except queue.Empty:
+            continue
+        running -= 1
+        failure = _failure(run)
+        if failure is None:
+            reports += [future.result() for future in run.futures]
+        elif run.attempt < CHUNK_ATTEMPTS and isinstance(failure, ChunkFileError | FfmpegError | PoolError):
+            get_run_logger().warning(
+                "chunk %d (frames %d-%d), attempt %d: %s",
+                run.chunk.index,
+                run.chunk.first,
+                run.chunk.last,
+                run.attempt,
+                failure,
+            )
+            waiting.appendleft((run.chunk, run.attempt + 1))
+        else:
+            raise _naming(run.chunk, run.attempt, failure)
+    return reports
+
+
+def _submit(job: Plan, path: str, chunk: Chunk, attempt: int, settled: Callable[[_ChunkRun], None]) -> None:
+    label = f"{chunk.index + 1}/{len(job.chunks)} frames {chunk.first}-{chunk.last}"
+    extracted = extract.submit(path, chunk.index, label)
+    upscaled = upscale.submit(path, chunk.index, label, extracted)
+    encoded = encode.submit(path, chunk.index, label, upscaled)
+    run = _ChunkRun(chunk, attempt, (extracted, upscaled, encoded))
+    encoded.add_done_callback(lambda _: settled(run))
+
+
+def _failure(run: _ChunkRun) -> BaseException | None:
+    """The error of the first stage that failed; later stages only say that they could not start."""
+    for future in run.futures:
+        future.wait()
+        if not future.state.is_completed():
+            outcome = future.state.result(raise_on_failure=False)
+            if isinstance(outcome, BaseException):
+                return outcome
+            return PoolError(f"task run {future.task_run_id} ended {future.state.name}: {future.state.message}")
+    return None
+
+
+def _naming(chunk: Chunk, attempt: int, failure: BaseException) -> BaseException:
+    """The chunk's own error if it is one of ours, else one that names the chunk."""
+    if isinstance(failure, SuperResolutionError):
+        return failure
+    named = PoolError(
+        f"chunk {chunk.index} (frames {chunk.first}-{chunk.last}) failed after {attempt} attempts: {failure}",
+        "Run the same command again to continue from the finished chunks",
+    )
+    named.__cause__ = failure
+    return named
+
+
+def _summarise(job: Plan, reports: list[StageReport], reused: int, started: float) -> UpscaleResult:
+    upscaled = [report for report in reports if report.stage == "upscale" and not report.was_reused]
+    begun = min((report.started for report in upscaled), default=time.time())
+    seconds = time.time() - begun
+    frames = sum(job.chunks[report.chunk].frames for report in upscaled)
+    return UpscaleResult(
+        status="published",
+        output=str(Path(job.request.destination).expanduser().absolute()),
+        job_id=job.job_id,
+        frames_in=job.frames + job.damaged_frames,
+        frames_out=job.frames,
+        width=job.target.width,
+        height=job.target.height,
+        seconds=round(seconds, 3),
+        flow_started=started,
+        startup_seconds=round(begun - started, 3),
+        fps=round(frames / seconds, 3) if seconds and frames else 0.0,
+        chunks=len(job.chunks),
+        chunks_reused=reused,
+        model=job.card.name,
+        encoder=job.profile.name,
+        engine=next((report.engine for report in upscaled if report.engine), {}),
+        verified=True,
+        not_carried=job.carried.left_out,
+        damaged_frames=job.damaged_frames,
+    )
+
+
+def _report(result: UpscaleResult) -> str:
+    rows = [f"| {name.replace('_', ' ')} | {value} |" for name, value in result.to_dict().items()]
+    return "\n".join(["| | |", "|---|---|", *rows])

@@ -1,0 +1,38 @@
+"""What one stage of one chunk took and where it ran: small, and all that travels back to the flow."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _where() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One stage of one chunk."""
+
+    stage: str
+    """`extract`, `upscale` or `encode`."""
+    chunk: int
+    started: float
+    """Seconds since the epoch."""
+    seconds: float
+    """Wall time of the work itself."""
+    was_reused: bool = False
+    """The chunk file of an earlier attempt was found complete and undamaged."""
+    engine: dict[str, Any] | None = None
+    """What inference ran with (`EngineDescription`), for the report."""
+    bytes: int = 0
+    """Bytes of the file that the stage wrote."""
+    where: str = field(default_factory=_where)
+    """Host and process."""
+
+    @classmethod
+    def reused(cls, stage: str, chunk: int) -> StageReport:
+        return cls(stage, chunk, time.time(), 0.0, was_reused=True)

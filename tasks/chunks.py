@@ -1,0 +1,81 @@
+"""Chunks: how long they are, and where they begin.
+
+A chunk is the unit of planning, scheduling, retry, resume, progress and cost. It is a whole number of the encoder's
+groups of pictures, so that where chunks begin leaves no trace in the result.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Final
+
+#: Chunks that may be between "submitted" and "encoded" at one time on one GPU: bounds scratch and memory.
+WINDOW_CHUNKS: Final = 5
+
+#: Seconds of upscaling one chunk should take: long beside the cost of its three tasks, short beside what a lost worker
+#: costs.
+_CHUNK_WORK_SECONDS: Final = 45.0
+
+#: Assumed sustained speed of a device in FLOP/s, for sizing chunks only.
+_CPU_FLOPS_PER_CORE: Final = 8e10
+_CUDA_FLOPS: Final = 5e13
+
+#: Largest upscaled chunk in bytes, and longest chunk in seconds of video.
+_CHUNK_BYTES: Final = 4 << 30
+_CHUNK_VIDEO_SECONDS: Final = 60.0
+
+#: A short clip is still cut into about this many chunks, so that the stages overlap.
+_FEWEST_CHUNKS: Final = 4
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A run of consecutive frames."""
+
+    index: int
+    first: int
+    """Number of its first frame in the source."""
+    last: int
+    """Number of its last frame, included."""
+
+    @property
+    def frames(self) -> int:
+        return self.last - self.first + 1
+
+
+def chunk_limit(
+    *, rate: Fraction, group: int, frame_flop: float, target_frame_bytes: int, chunk_seconds: float | None
+) -> int:
+    """Frames of the longest chunk: a multiple of a group of pictures, at least one.
+
+    Args:
+        rate: Frames per second.
+        group: Frames of one group of pictures.
+        frame_flop: Floating point operations the model needs for one frame.
+        target_frame_bytes: Bytes of one upscaled frame.
+        chunk_seconds: Length in seconds of video that the user asked for; `None` aims at a chunk of about a minute of
+            work within the bounds on file size and length.
+    """
+    if chunk_seconds is not None:
+        return group * max(1, round(chunk_seconds * float(rate) / group))
+    by_work = _CHUNK_WORK_SECONDS * _device_flops() / frame_flop
+    by_bytes = _CHUNK_BYTES / target_frame_bytes
+    return group * max(1, int(min(by_work, by_bytes, _CHUNK_VIDEO_SECONDS * rate) / group))
+
+
+def lay_out(frames: int, limit: int, group: int, chunk_seconds: float | None) -> tuple[Chunk, ...]:
+    """Cut `frames` frames into chunks of at most `limit`, fewer where that lets the stages of a short clip overlap."""
+    if chunk_seconds is None:
+        limit = min(limit, max(2 * group, group * (frames // (_FEWEST_CHUNKS * group))))
+    return tuple(
+        Chunk(index, first, min(first + limit, frames) - 1) for index, first in enumerate(range(0, frames, limit))
+    )
+
+
+def _device_flops() -> float:
+    if Path("/dev/nvidia0").exists():
+        return _CUDA_FLOPS
+    return _CPU_FLOPS_PER_CORE * len(os.sched_getaffinity(0))

@@ -1,0 +1,60 @@
+"""Encode: turn one upscaled chunk file into closed groups of pictures, and check that they decode."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.chunk_report import StageReport
+from tasks.chunks import Chunk
+from tasks.errors import ChunkFileError
+from tasks.media.encoders import encode_chunk, read_encoded
+from tasks.plan import Plan, load_plan
+
+
+@task(name="encode", task_run_name="encode {label}", tags={"pool:cpu"}, cache_policy=NO_CACHE)
+def encode(plan: str, index: int, label: str, upscaled: StageReport) -> StageReport:
+    """Make the encoded chunk `index` of the plan at path `plan`; `upscaled` only orders the stages."""
+    loaded = load_plan(Path(plan))
+    return encode_upscaled(loaded, loaded.chunks[index])
+
+
+def encode_upscaled(plan: Plan, chunk: Chunk) -> StageReport:
+    """Encode a chunk and remove its upscaled file.
+
+    Raises:
+        ChunkFileError: The upscaled file is missing or damaged; it is removed, so that the next attempt makes it anew.
+        FrameError: A frame did not survive encoding.
+        FfmpegError: ffmpeg was killed or failed.
+    """
+    started = time.time()
+    path, source = plan.encoded(chunk), plan.upscaled(chunk)
+    manifest = read_encoded(path, chunk.frames)
+    if manifest is None:
+        try:
+            manifest = encode_chunk(
+                source,
+                path,
+                plan.profile,
+                rate=plan.table.rate,
+                sample_aspect_ratio=plan.facts.sample_aspect_ratio,
+                first_frame=chunk.first,
+                concurrency=len(os.sched_getaffinity(0)),
+            )
+        except ChunkFileError:
+            source.unlink(missing_ok=True)
+            raise
+        report = StageReport("encode", chunk.index, started, time.time() - started, bytes=manifest.bytes)
+    else:
+        report = StageReport.reused("encode", chunk.index)
+    source.unlink(missing_ok=True)
+    return report
+
+
+def is_encoded(plan: Plan, chunk: Chunk) -> bool:
+    """Whether an earlier attempt finished this chunk."""
+    return read_encoded(plan.encoded(chunk), chunk.frames) is not None

@@ -1,0 +1,321 @@
+"""Planar YUV to RGB and back, in float, on whatever device the frames are.
+
+    to_rgb = PlanesToRgb(source)        # uint8 [n, source.frame_bytes] -> float32 [n, 3, h, w] in 0..1
+    to_planes = RgbToPlanes(target)     # float32 [n, 3, h, w] -> uint8 [n, target.frame_bytes]
+
+Matrix, range and chroma location are those of the `PictureFormat`. RGB is what the matrix gives (R'G'B', no transfer
+function is applied); values of an out-of-gamut source lie outside 0..1 and are not clamped here.
+
+Chroma is resampled with Keys' cubic kernel (a = -1/2, Catmull-Rom), stretched by two for the way down so that it also
+removes what the smaller grid cannot hold. Every tap is taken at the site where the sample lies. The whole way from
+chroma samples to the chroma part of RGB is one small convolution, and so is the way back: resampling and matrix are
+both linear. The convolution runs on the smaller grid, its output channels being the pixels of each 2x2 cell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tasks.errors import UnsupportedSourceError
+from tasks.media.pixels import PIXEL_LAYOUTS, Colour, PictureFormat
+
+#: Luma weights (Kr, Kb) of each matrix: ITU-T H.273 (07/2024), table 4 (MatrixCoefficients 1, 4, 5, 6, 7 and 9).
+LUMA_WEIGHTS: Final[dict[str, tuple[float, float]]] = {
+    "bt709": (0.2126, 0.0722),
+    "fcc": (0.30, 0.11),
+    "bt470bg": (0.299, 0.114),
+    "smpte170m": (0.299, 0.114),
+    "smpte240m": (0.212, 0.087),
+    "bt2020nc": (0.2627, 0.0593),
+}
+
+#: Place of a chroma sample within its 2x2 luma cell, in luma pixels right of and below the cell's first luma sample
+#: (H.273, figure 1). Only the axis along which chroma is subsampled is used.
+CHROMA_SITES: Final[dict[str, tuple[float, float]]] = {
+    "left": (0.0, 0.5),
+    "center": (0.5, 0.5),
+    "topleft": (0.0, 0.0),
+    "top": (0.5, 0.0),
+    "bottomleft": (0.0, 1.0),
+    "bottom": (0.5, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class CodeValues:
+    """How luma 0..1 and chroma -1/2..1/2 become integers: `code = offset + scale * value` (H.273, equations 20 to 25)."""
+
+    peak: int
+    """Largest code value."""
+    luma_offset: float
+    luma_scale: float
+    chroma_offset: float
+    chroma_scale: float
+
+    @classmethod
+    def of(cls, full_range: bool, bits: int) -> CodeValues:
+        """Code values of a range at a bit depth."""
+        peak, unit = (1 << bits) - 1, 1 << (bits - 8)
+        if full_range:
+            return cls(peak, 0.0, peak, 128.0 * unit, peak)
+        return cls(peak, 16.0 * unit, 219.0 * unit, 128.0 * unit, 224.0 * unit)
+
+
+def rgb_to_yuv_matrix(matrix: str) -> np.ndarray:
+    """float64 `[3, 3]`: R'G'B' in 0..1 to Y' in 0..1 and Cb, Cr in -1/2..1/2.
+
+    Raises:
+        UnsupportedSourceError: The matrix is not a key of `LUMA_WEIGHTS`.
+    """
+    if matrix not in LUMA_WEIGHTS:
+        raise UnsupportedSourceError(
+            f'The YUV matrix "{matrix}" is not supported', f"Convert the source to one of {', '.join(LUMA_WEIGHTS)}"
+        )
+    kr, kb = LUMA_WEIGHTS[matrix]
+    luma = np.array([kr, 1.0 - kr - kb, kb])
+    return np.stack(
+        [luma, (np.array([0.0, 0.0, 1.0]) - luma) / (2 - 2 * kb), (np.array([1.0, 0.0, 0.0]) - luma) / (2 - 2 * kr)]
+    )
+
+
+class PlanesToRgb:
+    """Packed planes to RGB.
+
+    Args:
+        source: Layout and colour of the frames.
+        device: Where they are.
+
+    Raises:
+        UnsupportedSourceError: Unknown matrix or chroma location.
+    """
+
+    def __init__(self, source: PictureFormat, device: torch.device | str = "cpu") -> None:
+        self.format = source
+        shift_x, shift_y, _ = PIXEL_LAYOUTS[source.pix_fmt]
+        self._cell = (1 << shift_y, 1 << shift_x)
+        code = CodeValues.of(source.colour.full_range, bits=8 * source.bytes_per_sample)
+        inverse = np.linalg.inv(rgb_to_yuv_matrix(source.colour.matrix))
+        site_x, site_y = _sites(source.colour)
+        rows, columns = _enlarging_taps(self._cell[0], site_y), _enlarging_taps(self._cell[1], site_x)
+        chroma_matrix = inverse[:, 1:] / code.chroma_scale
+        # [colour, row in cell, column in cell, U or V, tap, tap]
+        kernel = np.einsum("cp,yi,xj->cyxpij", chroma_matrix, rows, columns)
+        bias = -chroma_matrix.sum(1) * code.chroma_offset - code.luma_offset / code.luma_scale
+        self._kernel = _tensor(kernel.reshape(-1, 2, *kernel.shape[-2:]), device)
+        self._bias = _tensor(np.repeat(bias, self._cell[0] * self._cell[1]), device)
+        # The luma column of every inverse is one: H.273 matrices give R = G = B = Y for grey.
+        self._luma_gain = 1.0 / code.luma_scale
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Convert.
+
+        Args:
+            frames: uint8 `[n, format.frame_bytes]`.
+
+        Returns:
+            float32 `[n, 3, height, width]`.
+        """
+        luma, chroma = _split(frames, self.format)
+        cell_y, cell_x = self._cell
+        radius_y, radius_x = self._kernel.shape[2] // 2, self._kernel.shape[3] // 2
+        chroma = F.pad(chroma.float(), (radius_x, radius_x, radius_y, radius_y), mode="replicate")
+        offsets = F.conv2d(chroma, self._kernel, self._bias)
+        n, _, h, w = offsets.shape
+        rgb = offsets.view(n, 3, cell_y, cell_x, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, 3, h * cell_y, w * cell_x)
+        # A source of odd size has one luma row or column less than its chroma covers.
+        rgb = rgb[:, :, : self.format.height, : self.format.width]
+        return torch.add(rgb, luma.float(), alpha=self._luma_gain)
+
+
+class RgbToPlanes:
+    """RGB to packed planes, rounded to the nearest code value.
+
+    Args:
+        target: Layout and colour of the frames to make.
+        device: Where they are.
+
+    Raises:
+        UnsupportedSourceError: Unknown matrix or chroma location.
+    """
+
+    def __init__(self, target: PictureFormat, device: torch.device | str = "cpu") -> None:
+        self.format = target
+        shift_x, shift_y, _ = PIXEL_LAYOUTS[target.pix_fmt]
+        self._cell = (1 << shift_y, 1 << shift_x)
+        self._code = CodeValues.of(target.colour.full_range, bits=8 * target.bytes_per_sample)
+        self._matrix = rgb_to_yuv_matrix(target.colour.matrix)
+        self._sites = _sites(target.colour)
+        self._device = device
+        self._kernels: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._edges: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, rgb: Tensor) -> Tensor:
+        """Convert.
+
+        Args:
+            rgb: float32 `[n, 3, format.height, format.width]`.
+
+        Returns:
+            uint8 `[n, format.frame_bytes]`.
+        """
+        cell_y, cell_x = self._cell
+        pad_y, pad_x = -rgb.shape[2] % cell_y, -rgb.shape[3] % cell_x
+        if pad_y or pad_x:
+            rgb = F.pad(rgb, (0, pad_x, 0, pad_y), mode="replicate")
+        if self._cell == (1, 1):
+            return self.from_phases(rgb, 1)
+        return self.from_phases(F.pixel_unshuffle(rgb, 2), 2)
+
+    def takes_phases(self, scale: int) -> bool:
+        """Whether `from_phases` can be called with this scale: a cell of chroma must not straddle two of its pixels."""
+        return scale % self._cell[0] == 0 and scale % self._cell[1] == 0
+
+    def from_phases(self, phases: Tensor, scale: int) -> Tensor:
+        """Convert an image that is not put together yet.
+
+        What is pixel by pixel costs the same before and after a pixel shuffle; resampling chroma is far cheaper
+        before it, as a dense convolution; and it is bytes that get shuffled instead of floats.
+
+        Args:
+            phases: float32 `[n, 3 * scale**2, h, w]`, what `F.pixel_shuffle(., scale)` makes an image of the target's
+                size from (or of that size rounded up to whole chroma cells).
+            scale: A multiple of the size of the chroma cell.
+
+        Returns:
+            uint8 `[n, format.frame_bytes]`.
+        """
+        if scale not in self._kernels:
+            self._kernels[scale] = self._kernels_for(scale)
+        luma_kernel, luma_bias, chroma_kernel, chroma_bias = self._kernels[scale]
+        n, _, h, w = phases.shape
+        radius_y, radius_x = chroma_kernel.shape[2] // 2, chroma_kernel.shape[3] // 2
+        luma = F.conv2d(phases, luma_kernel, luma_bias)
+        chroma = F.conv2d(phases, chroma_kernel, padding=(radius_y, radius_x))
+        # Outside the picture there are zeros; the taps inside are weighted up so that they sum to one again.
+        gain_y, gain_x = self._edge_gains(scale, h, w)
+        chroma = torch.addcmul(chroma_bias, chroma.mul_(gain_y), gain_x)
+
+        out = torch.empty(n, self.format.frame_bytes, dtype=torch.uint8, device=phases.device)
+        luma_plane, chroma_planes = _split(out, self.format)
+        cell_y, cell_x = self._cell
+        _write(luma, luma_plane, (scale, scale), self._code.peak)
+        _write(chroma, chroma_planes, (scale // cell_y, scale // cell_x), self._code.peak)
+        return out
+
+    def _kernels_for(self, scale: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Luma kernel and bias, chroma kernel and bias; output channels are (plane, row, column within the pixel)."""
+        code, (cell_y, cell_x) = self._code, self._cell
+        each_pixel = np.eye(scale * scale).reshape(scale * scale, 1, scale * scale)
+        luma = (code.luma_scale * self._matrix[0]).reshape(1, 3, 1) * each_pixel
+        site_x, site_y = self._sites
+        rows, columns = _reducing_taps(cell_y, site_y, scale), _reducing_taps(cell_x, site_x, scale)
+        chroma = np.einsum("pc,aiy,bjx->pabcyxij", code.chroma_scale * self._matrix[1:], rows, columns)
+        samples, taps = chroma.shape[1] * chroma.shape[2], chroma.shape[-2:]
+        # Half a code value on top makes the truncation that follows a rounding.
+        luma_bias = np.full(scale * scale, code.luma_offset + 0.5)
+        chroma_bias = np.full((1, 2 * samples, 1, 1), code.chroma_offset + 0.5)
+        return (
+            _tensor(luma.reshape(scale * scale, 3 * scale * scale, 1, 1), self._device),
+            _tensor(luma_bias, self._device),
+            _tensor(chroma.reshape(2 * samples, 3 * scale * scale, *taps), self._device),
+            _tensor(chroma_bias, self._device),
+        )
+
+    def _edge_gains(self, scale: int, h: int, w: int) -> tuple[Tensor, Tensor]:
+        """float32 `[1, 2 * samples, h, 1]` and `[1, 2 * samples, 1, w]`: one over the sum of the taps inside the picture."""
+        key = (scale, h, w)
+        if key not in self._edges:
+            gains = []
+            for cell, site, size in zip(self._cell, reversed(self._sites), (h, w), strict=True):
+                taps = _reducing_taps(cell, site, scale).sum(2)  # [sample, tap], the pixels of a group summed
+                inside = np.pad(np.ones(size), taps.shape[1] // 2)
+                gains.append(1.0 / np.stack([np.correlate(inside, row, mode="valid") for row in taps]))
+            rows, columns = gains[0].shape[0], gains[1].shape[0]
+            # Channels of the chroma kernel are (plane, row, column).
+            gain_y = np.tile(np.repeat(gains[0], columns, axis=0), (2, 1))[None, :, :, None]
+            gain_x = np.tile(gains[1], (2 * rows, 1))[None, :, None, :]
+            self._edges[key] = (_tensor(gain_y, self._device), _tensor(gain_x, self._device))
+        return self._edges[key]
+
+
+def _split(frames: Tensor, picture: PictureFormat) -> tuple[Tensor, Tensor]:
+    """Luma `[n, 1, h, w]` and chroma `[n, 2, h', w']` as views of packed frames."""
+    (rows, columns), (chroma_rows, chroma_columns), _ = picture.plane_shapes
+    luma = frames[:, : rows * columns].view(-1, 1, rows, columns)
+    return luma, frames[:, rows * columns :].view(-1, 2, chroma_rows, chroma_columns)
+
+
+#: Integer types as wide as a run of that many bytes, to move a run as one element.
+_RUNS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _write(values: Tensor, planes: Tensor, cell: tuple[int, int], peak: int) -> None:
+    """Clamp, truncate, shuffle and crop into place.
+
+    Args:
+        values: float32 `[n, planes * rows * columns of the cell, h, w]`; overwritten.
+        planes: uint8 `[n, planes, H, W]` with `H <= h * rows` and `W <= w * columns`.
+        cell: Rows and columns of the cell each position of `values` holds.
+        peak: Largest code value.
+    """
+    n, channels, h, w = values.shape
+    rows, columns = cell
+    count = channels // (rows * columns)
+    codes = values.clamp_(0, peak).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    if columns in _RUNS:
+        # The columns of a cell lie side by side: as one wide integer they cost one move, not one each.
+        cells = codes.view(_RUNS[columns]).view(n, h, w, count, rows, 1)
+    else:
+        cells = codes.view(n, h, w, count, rows, columns)
+    image = cells.permute(0, 3, 1, 4, 2, 5).contiguous().view(torch.uint8).view(n, count, h * rows, w * columns)
+    planes.copy_(image[:, :, : planes.shape[2], : planes.shape[3]])
+
+
+def _sites(colour: Colour) -> tuple[float, float]:
+    if colour.chroma_location not in CHROMA_SITES:
+        raise UnsupportedSourceError(
+            f'The chroma location "{colour.chroma_location}" is not supported', f"Use one of {', '.join(CHROMA_SITES)}"
+        )
+    return CHROMA_SITES[colour.chroma_location]
+
+
+def cubic(distance: np.ndarray) -> np.ndarray:
+    """Keys' cubic convolution kernel with a = -1/2 (R. Keys, IEEE Trans. ASSP 29, 1981, equation 4)."""
+    d = np.abs(distance)
+    near = (1.5 * d - 2.5) * d * d + 1
+    far = ((-0.5 * d + 2.5) * d - 4) * d + 2
+    return np.where(d < 1, near, np.where(d < 2, far, 0.0))
+
+
+def _enlarging_taps(cell: int, site: float) -> np.ndarray:
+    """float64 `[cell, taps]`: weights of the neighbouring chroma samples, the sample of the own cell in the middle."""
+    if cell == 1:
+        return np.ones((1, 1))
+    position = (np.arange(cell)[:, None] - site) / cell  # of a luma sample, in chroma samples from the own one
+    return cubic(position - np.arange(-2, 3)[None])
+
+
+def _reducing_taps(cell: int, site: float, scale: int) -> np.ndarray:
+    """float64 `[samples, taps, scale]`: weights of the pixels around, grouped by `scale` pixels, own group in the middle.
+
+    A group holds `scale / cell` chroma samples.
+    """
+    if cell == 1:
+        return np.eye(scale).reshape(scale, 1, scale)
+    samples = np.arange(scale // cell) * cell + site  # in luma pixels from the first one of the group
+    reach = 2 * cell  # of the stretched kernel, in luma pixels
+    groups = -(-reach // scale)
+    pixels = np.arange(-groups * scale, (groups + 1) * scale)
+    taps = cubic((pixels[None] - samples[:, None]) / cell)
+    return (taps / taps.sum(1, keepdims=True)).reshape(len(samples), 2 * groups + 1, scale)
+
+
+def _tensor(values: np.ndarray, device: torch.device | str) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(values)).to(device=device, dtype=torch.float32)
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor

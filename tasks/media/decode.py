@@ -1,0 +1,144 @@
+"""Decoding exactly the frames `[first, last]` of a source, each recognised by its presentation time.
+
+Decoding starts two keyframes before the first wanted frame, because a single one is not enough for open groups of
+pictures: their leading frames refer to the group before. A wanted frame counts only if the decoder delivered it without
+an error and at exactly the time the frame table gives. If one is missing, the range is decoded once more from the start
+of the file, which is slow and always right, before it is given up by its number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import av.error
+import numpy as np
+from av.container import InputContainer
+from numpy.typing import NDArray
+
+from tasks.errors import FrameError, UnsupportedSourceError
+from tasks.media.pixels import PIXEL_LAYOUTS, PictureFormat
+from tasks.media.probe import SourceFacts, open_source, video_stream
+from tasks.media.timestamps import FrameTable
+
+#: Damage becomes an error of its packet instead of an invented picture.
+_STRICT = {"err_detect": "explode+crccheck+bitstream+buffer"}
+
+
+def decode_frames(
+    facts: SourceFacts, table: FrameTable, first: int, last: int, *, threads: int = 0
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield frames `first..last` in order.
+
+    Args:
+        facts: The probed source.
+        table: Its frame table.
+        first: Number of the first frame.
+        last: Number of the last frame, included.
+        threads: Decoder threads; 0 leaves the choice to the decoder.
+
+    Yields:
+        One frame, `uint8[frame_bytes]`, planes Y, U, V without padding.
+
+    Raises:
+        FrameError: A frame cannot be decoded; carries its number.
+        UnsupportedSourceError: A frame turns out to be interlaced or of another size.
+    """
+    wanted = table.pts[first : last + 1]
+    done = 0
+    for start in dict.fromkeys((_seek_target(table, first), None)):
+        for frame in _decode_from(facts, start, int(wanted[0]), int(wanted[-1]), threads):
+            if done < len(wanted) and frame.pts == wanted[done]:
+                _check(facts, frame, first + done)
+                yield packed_planes(frame, facts.picture)
+                done += 1
+            elif frame.pts is not None and done < len(wanted) and frame.pts > wanted[done]:
+                break
+        if done == len(wanted):
+            return
+    raise FrameError(
+        f"{facts.path}: frame {first + done} at {table.seconds(first + done):.3f} s cannot be decoded",
+        "The file is damaged there: copy it again, or use --salvage to keep what decodes",
+        frame=first + done,
+    )
+
+
+def decodable_times(facts: SourceFacts, table: FrameTable) -> NDArray[np.int64]:
+    """Presentation times, out of `table`, of the frames that decode: one full decode of the stream."""
+    known = set(table.pts.tolist())
+    found = [
+        frame.pts
+        for frame in _decode_from(facts, None, int(table.pts[0]), int(table.pts[-1]), 0)
+        if frame.pts in known and frame.width == facts.width and frame.height == facts.height
+    ]
+    return np.unique(np.asarray(found, dtype=np.int64))
+
+
+def _seek_target(table: FrameTable, first: int) -> int | None:
+    """Time of the second keyframe at or before a frame; `None` for the start of the file."""
+    before = int(np.searchsorted(table.keyframes, table.pts[first], side="right"))
+    return int(table.keyframes[before - 2]) if before > 2 else None
+
+
+def _decode_from(
+    facts: SourceFacts, start: int | None, first_pts: int, last_pts: int, threads: int
+) -> Iterator[av.VideoFrame]:
+    """Decode from a keyframe and yield the whole, undamaged frames with times in `[first_pts, last_pts]`."""
+    with open_source(Path(facts.path)) as container:
+        stream = video_stream(container, facts.video_index)
+        context = stream.codec_context
+        context.thread_type = "AUTO"
+        context.thread_count = threads
+        context.options = _STRICT
+        if start is not None:
+            container.seek(start, stream=stream, backward=True, any_frame=False)
+        for frame in _tolerant_decode(container, facts.video_index):
+            if frame.pts is None or frame.pts < first_pts or frame.is_corrupt:
+                continue
+            if frame.pts > last_pts:
+                return
+            yield frame
+
+
+def _tolerant_decode(container: InputContainer, index: int) -> Iterator[av.VideoFrame]:
+    """All frames a decoder gives, passing over packets it refuses: which frames are missing is found by their times."""
+    stream = video_stream(container, index)
+    try:
+        for packet in container.demux(stream):
+            try:
+                yield from packet.decode()  # type: ignore[misc]
+            except av.error.FFmpegError:
+                continue
+    except av.error.FFmpegError:
+        # The container itself ends in the middle: flush what the decoder still holds.
+        try:
+            yield from stream.codec_context.decode(None)
+        except av.error.FFmpegError:
+            return
+
+
+def _check(facts: SourceFacts, frame: av.VideoFrame, number: int) -> None:
+    if frame.interlaced_frame:
+        raise UnsupportedSourceError(
+            f"{facts.path}: frame {number} is interlaced, which this version does not handle", "Deinterlace it first"
+        )
+    if (frame.width, frame.height, frame.format.name) != (facts.width, facts.height, facts.pix_fmt):
+        raise UnsupportedSourceError(
+            f"{facts.path}: frame {number} changes to {frame.width}x{frame.height} {frame.format.name}"
+            f" (before: {facts.width}x{facts.height} {facts.pix_fmt})",
+            "Split the file where its format changes",
+        )
+
+
+def packed_planes(frame: av.VideoFrame, picture: PictureFormat) -> NDArray[np.uint8]:
+    """The planes of a decoded frame without row padding, `uint8[frame_bytes]`."""
+    sample_bytes = PIXEL_LAYOUTS[picture.pix_fmt][2]
+    packed = np.empty(picture.frame_bytes, dtype=np.uint8)
+    offset = 0
+    for plane, (rows, columns) in zip(frame.planes, picture.plane_shapes, strict=True):
+        padded = np.frombuffer(memoryview(plane), dtype=np.uint8, count=rows * plane.line_size)
+        row_bytes = columns * sample_bytes
+        target = packed[offset : offset + rows * row_bytes].reshape(rows, row_bytes)
+        target[:] = padded.reshape(rows, plane.line_size)[:, :row_bytes]
+        offset += target.size
+    return packed

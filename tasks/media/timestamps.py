@@ -1,0 +1,207 @@
+"""When each frame is shown: the table of presentation times of a stream, exact, in the stream's own time base.
+
+The table is read from the packets (the file is read once, nothing is decoded). It is the only source of frame counts
+and times in the project: `nb_frames`, `duration * rate` and `avg_frame_rate` of real files are often wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av.error
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from tasks.errors import FrameError, SourceError, UnsupportedSourceError
+from tasks.media.probe import SourceFacts, open_source
+
+#: A declared duration may exceed the last packet by this much before the file counts as cut off, in seconds. Containers
+#: round durations and add the last packet's own length; half a second is far above that and far below a real cut.
+_DURATION_TOLERANCE = 0.5
+
+#: Most frames by which decoding order and presentation order differ (H.264 and HEVC allow 16).
+_REORDER_DEPTH = 16
+
+
+@dataclass(frozen=True)
+class FrameTable:
+    """Presentation times of all frames of a stream."""
+
+    pts: NDArray[np.int64]
+    """Strictly increasing presentation times in units of `time_base`, one per frame; index = frame number."""
+    keyframes: NDArray[np.int64]
+    """Presentation times of the packets a decoder can start at, increasing."""
+    time_base: Fraction
+    """Unit of the times in seconds."""
+    rate: Fraction
+    """Frames per second; exact for a constant rate."""
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+    def seconds(self, frame: int) -> float:
+        """Presentation time of a frame in seconds."""
+        return float(self.pts[frame] * self.time_base)
+
+    @property
+    def duration(self) -> Fraction:
+        """Seconds from the first frame's start to the last frame's end."""
+        return int(self.pts[-1] - self.pts[0]) * self.time_base + 1 / self.rate
+
+
+@dataclass(frozen=True)
+class PacketScan:
+    """What one pass over a container's packets gives."""
+
+    table: FrameTable
+    digest: str
+    """Hash (XXH3, 128 bits) of the packets of the stream: the content that everything downstream depends on."""
+    cut_off_at: int | None
+    """Number of whole frames before the file ends too early; `None` for a complete file."""
+
+
+def scan_packets(facts: SourceFacts, tick: Callable[[], None] = lambda: None) -> PacketScan:
+    """Read the frame table and the digest of the video stream.
+
+    Args:
+        facts: The probed source.
+        tick: Called now and then, so that a caller can be interrupted or report life.
+
+    Raises:
+        SourceError: Packets without timestamps, or two frames at one time.
+        UnsupportedSourceError: A variable frame rate.
+    """
+    path = Path(facts.path)
+    pts: list[int] = []
+    keyframes: list[int] = []
+    untimed = packets = 0
+    digest = xxhash.xxh3_128()
+    last_end = 0.0
+    with open_source(path) as container:
+        try:
+            for count, packet in enumerate(container.demux()):
+                if count % 4096 == 0:
+                    tick()
+                if packet.size == 0:
+                    continue
+                if packet.dts is not None and packet.time_base:
+                    shown = packet.dts if packet.pts is None else packet.pts
+                    last_end = max(last_end, float((shown + (packet.duration or 0)) * packet.time_base))
+                if packet.stream_index != facts.video_index:
+                    continue
+                packets += 1
+                if packet.is_discard:
+                    continue
+                digest.update(memoryview(packet))
+                if packet.pts is None:
+                    untimed += 1
+                    continue
+                digest.update(packet.pts.to_bytes(8, "little", signed=True))
+                pts.append(packet.pts)
+                if packet.is_keyframe:
+                    keyframes.append(packet.pts)
+        except av.error.FFmpegError as error:
+            raise FrameError(
+                f"{path}: reading stops after frame {len(pts)} ({error})", _CUT_REMEDY, frame=len(pts)
+            ) from error
+    if not pts:
+        raise SourceError(
+            f"{path}: video stream {facts.video_index} holds no frame", "The file is damaged or was cut off"
+        )
+    if untimed:
+        raise UnsupportedSourceError(
+            f"{path}: {untimed} of {untimed + len(pts)} frames have no timestamp",
+            "Remux it to Matroska first (ffmpeg -i in -c copy out.mkv)",
+        )
+    times = np.sort(np.asarray(pts, dtype=np.int64))
+    if np.any(np.diff(times) <= 0):
+        at = int(np.argmax(np.diff(times) <= 0))
+        raise SourceError(f"{path}: frames {at} and {at + 1} have the same timestamp", "The file is damaged")
+    missing_seconds = 0.0
+    if facts.duration_seconds is not None:
+        missing_seconds = facts.start_seconds + facts.duration_seconds - last_end
+    cut_off_at = _first_gap_at_end(times)
+    if cut_off_at is None and (packets < facts.declared_frames or missing_seconds > _DURATION_TOLERANCE):
+        cut_off_at = len(times)
+    rate = _rate(facts, times) if cut_off_at is None else _declared_rate(facts, times)
+    table = FrameTable(times, np.sort(np.asarray(keyframes, dtype=np.int64)), facts.time_base, rate)
+    return PacketScan(table, digest.hexdigest(), cut_off_at)
+
+
+_CUT_REMEDY = "Copy the file again, or use --salvage to keep what decodes"
+
+
+def refuse_cut_off(facts: SourceFacts, scan: PacketScan) -> None:
+    """Refuse a file that ends before its declared length.
+
+    Raises:
+        FrameError: Naming the first frame that is not there.
+    """
+    if scan.cut_off_at is None:
+        return
+    declared = f"{facts.declared_frames} frames" if facts.declared_frames else f"{facts.duration_seconds or 0:.2f} s"
+    raise FrameError(
+        f"{facts.path} is cut off: frame {scan.cut_off_at} is the first one missing (the header declares {declared})",
+        _CUT_REMEDY,
+        frame=scan.cut_off_at,
+    )
+
+
+def _first_gap_at_end(times: NDArray[np.int64]) -> int | None:
+    """Number of the first missing frame of a file whose end is gone in the middle of reordered pictures.
+
+    Packets lie in decoding order, so a cut loses frames that are shown before the last ones that survive: a regular
+    stream whose only gaps lie within the last few frames was cut.
+    """
+    gaps = np.diff(times)
+    if len(gaps) <= _REORDER_DEPTH:
+        return None
+    wide = np.flatnonzero(gaps > 1.5 * np.median(gaps))
+    return int(wide[0]) + 1 if len(wide) and wide[0] >= len(gaps) - _REORDER_DEPTH else None
+
+
+def _declared_rate(facts: SourceFacts, times: NDArray[np.int64]) -> Fraction:
+    measured = 1 / (Fraction(int(np.median(np.diff(times)))) * facts.time_base) if len(times) > 1 else None
+    return facts.frame_rate or (nearest_standard_rate(measured) if measured else None) or measured or Fraction(25)
+
+
+def _rate(facts: SourceFacts, times: NDArray[np.int64]) -> Fraction:
+    """The constant rate of a table.
+
+    A stream has a constant rate when every time lies within one tick of `start + n / rate`: containers such as
+    Matroska round each time to their tick, so exact equality cannot be asked for.
+
+    Raises:
+        UnsupportedSourceError: The rate varies.
+    """
+    if len(times) == 1:
+        return facts.frame_rate or Fraction(25)
+    measured = Fraction(len(times) - 1) / (int(times[-1] - times[0]) * facts.time_base)
+    candidates = [rate for rate in (facts.frame_rate, nearest_standard_rate(measured), measured) if rate]
+    numbers = np.arange(len(times), dtype=np.float64)
+    for rate in candidates:
+        ideal = numbers * float(1 / (rate * facts.time_base))
+        deviation = (times - times[0]) - ideal
+        # The first time is rounded too, so the grid may sit anywhere within one tick: look at the spread.
+        if deviation.max() - deviation.min() <= 1.01:
+            return rate
+    gaps = np.diff(times)
+    millisecond = float(facts.time_base * 1000)
+    raise UnsupportedSourceError(
+        f"{facts.path}: the frame rate varies (gaps between frames from {gaps.min() * millisecond:.2f} to"
+        f" {gaps.max() * millisecond:.2f} ms), which this version does not handle",
+        "Convert it to a constant rate first (ffmpeg -i in -fps_mode cfr out.mkv)",
+    )
+
+
+def nearest_standard_rate(measured: Fraction) -> Fraction | None:
+    """The rate of film or television within 0.02 % of a measured one, exact, or `None`."""
+    for nominal in (12, 15, 24, 25, 30, 48, 50, 60, 90, 100, 120):
+        for rate in (Fraction(nominal), Fraction(nominal * 1000, 1001)):
+            if abs(measured / rate - 1) < Fraction(1, 5000):
+                return rate
+    return None

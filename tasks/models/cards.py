@@ -1,0 +1,254 @@
+"""Model cards: what each network is, where its weights are, and what it costs per pixel.
+
+A card is one TOML file in `card_files/`; its file name is the model's name. A path to a `.pth` or `.safetensors` file
+is as good as a name: the card is then read off the shapes of the weights.
+
+    card = find_model("compact-x2")
+    card = find_model("weights/my-own-training.pth")
+
+After the bundled weights change, `python -m tasks.models.cards refresh-bundled` writes their sizes and hashes into the
+cards. This module does not load torch, except to look into a weight file given by path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+import re
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from tasks.errors import ModelError
+
+Architecture = Literal["srvgg", "rrdb"]
+
+CARD_FOLDER: Final = Path(__file__).parent / "card_files"
+BUNDLED_FOLDER: Final = Path(__file__).parent / "bundled"
+
+#: Suffixes of weight files that can be given by path.
+WEIGHT_SUFFIXES: Final = (".pth", ".pt", ".safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """One network and its weight file."""
+
+    name: str
+    """What users call it."""
+    architecture: Architecture
+    """`srvgg`: SRVGGNetCompact with PReLU. `rrdb`: RRDBNet (ESRGAN)."""
+    scale: int
+    """Output pixels per input pixel along each axis."""
+    num_feat: int
+    """Channels between layers."""
+    num_conv: int = 0
+    """`srvgg`: 3x3 convolutions between the first and the last one."""
+    num_block: int = 0
+    """`rrdb`: residual-in-residual dense blocks."""
+    num_grow: int = 32
+    """`rrdb`: channels each convolution of a dense block adds."""
+    bytes: int
+    """Size of the weight file."""
+    sha256: str
+    """Hash of the weight file, 64 hex digits."""
+    url: str | None = None
+    """Where the weight file can be downloaded, `None` for bundled and own models."""
+    bundled: bool = False
+    """The weight file is in this repository, in safetensors format, named after the card."""
+    path: str | None = None
+    """Absolute path of the weight file of a model that was given by path."""
+    licence: str
+    """SPDX identifier, or where to look."""
+    source: str
+    """Who trained it."""
+    best_for: str
+    """When to choose it, one line."""
+    description: str
+    """What it is, one line."""
+
+    @property
+    def file_name(self) -> str:
+        """Name of the weight file, the same in every folder it may lie in."""
+        if self.path is not None:
+            return Path(self.path).name
+        return self.url.rpartition("/")[2] if self.url else f"{self.name}.safetensors"
+
+    @property
+    def size_multiple(self) -> int:
+        """Width and height the network takes must be multiples of this: `rrdb` below x4 starts by a pixel unshuffle."""
+        return max(1, 4 // self.scale) if self.architecture == "rrdb" else 1
+
+    @property
+    def receptive_field(self) -> int:
+        """Radius in input pixels: an output pixel depends on no input pixel farther away than this.
+
+        Every 3x3 convolution adds one pixel at its own resolution. `srvgg` has `num_conv + 2`. `rrdb` has 15 per
+        block, one before and one after them, and four after the upsampling at 2, 4, 4 and 4 times the resolution
+        of the blocks (1.25 together), all of it counted in unshuffled pixels.
+        """
+        if self.architecture == "srvgg":
+            return self.num_conv + 2
+        return math.ceil(self.size_multiple * (15 * self.num_block + 2 + 1.25))
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        f = self.num_feat
+        if self.architecture == "srvgg":
+            convolutions = _conv(3, f) + self.num_conv * _conv(f, f) + _conv(f, 3 * self.scale**2)
+            return convolutions + (self.num_conv + 1) * f
+        dense = sum(_conv(f + i * self.num_grow, self.num_grow) for i in range(4)) + _conv(f + 4 * self.num_grow, f)
+        return _conv(3 * self.size_multiple**2, f) + 3 * self.num_block * dense + 4 * _conv(f, f) + _conv(f, 3)
+
+    @property
+    def flop_per_input_pixel(self) -> int:
+        """Floating point operations of the convolutions, a multiply and an add counted as two."""
+        f = self.num_feat
+        if self.architecture == "srvgg":
+            return 18 * (3 * f + self.num_conv * f * f + f * 3 * self.scale**2)
+        dense = sum((f + i * self.num_grow) * self.num_grow for i in range(4)) + (f + 4 * self.num_grow) * f
+        body = 3 * self.size_multiple**2 * f + 3 * self.num_block * dense + f * f
+        upsampling = 4 * f * f + 16 * (f * f + f * f + 3 * f)
+        return 18 * (body + upsampling) // self.size_multiple**2
+
+
+def _conv(inputs: int, outputs: int) -> int:
+    """Weights and biases of a 3x3 convolution."""
+    return 9 * inputs * outputs + outputs
+
+
+@lru_cache(maxsize=1)
+def all_cards() -> Mapping[str, ModelCard]:
+    """Every known model by name, the bundled ones first."""
+    cards = [ModelCard(**tomllib.loads(file.read_text())) for file in CARD_FOLDER.glob("*.toml")]
+    return {card.name: card for card in sorted(cards, key=lambda card: (not card.bundled, card.name.lower()))}
+
+
+def find_model(name_or_path: str | Path) -> ModelCard:
+    """The card of a model given by name or by the path of its weight file.
+
+    Args:
+        name_or_path: A name from `all_cards()` (case does not matter) or a `.pth`, `.pt` or `.safetensors` file.
+
+    Raises:
+        ModelError: No such model or file, or the file holds no network that can be run.
+    """
+    text = str(name_or_path)
+    by_lower_name = {name.lower(): card for name, card in all_cards().items()}
+    if (card := by_lower_name.get(text.lower())) is not None:
+        return card
+    if text.lower().endswith(WEIGHT_SUFFIXES) or "/" in text:
+        return _card_of_file(Path(text))
+    near = difflib.get_close_matches(text.lower(), by_lower_name, n=2, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(by_lower_name[name].name for name in near)}? " if near else ""
+    raise ModelError(
+        f'No model is called "{text}"',
+        f"{hint}Known models: {', '.join(all_cards())}; or give the path of a .pth or .safetensors file",
+    )
+
+
+def _card_of_file(path: Path) -> ModelCard:
+    from tasks.models import weights  # torch loads only when a weight file has to be looked into
+
+    path = path.expanduser().resolve()
+    if path.suffix.lower() not in WEIGHT_SUFFIXES:
+        raise ModelError(f"{path} is not a weight file", f"Give a file ending in {', '.join(WEIGHT_SUFFIXES)}")
+    if not path.is_file():
+        raise ModelError(f"The weight file {path} does not exist", "Check the path")
+    data = weights.read_bytes(path)
+    state = weights.parse_state(data, path)
+    return ModelCard(
+        name=path.stem,
+        **_architecture_of({key: tuple(tensor.shape) for key, tensor in state.items()}, path),
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        path=str(path),
+        licence="unknown",
+        source=str(path),
+        best_for="what it was trained for",
+        description=f"Own weights from {path.name}.",
+    )
+
+
+def _architecture_of(shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, Any]:
+    """Architecture and hyper-parameters from the names and shapes of a state dict.
+
+    Raises:
+        ModelError: Neither of the two architectures has such weights.
+    """
+    unknown = ModelError(
+        f"{path} holds neither an SRVGGNetCompact (PReLU) nor an RRDBNet for RGB images",
+        "Use weights in the layout of the official Real-ESRGAN releases",
+    )
+    first, grow = shapes.get("conv_first.weight"), shapes.get("body.0.rdb1.conv1.weight")
+    if first is not None and grow is not None:
+        scale = {3: 4, 12: 2, 48: 1}.get(first[1] if len(first) == 4 else 0)
+        blocks = {key.split(".")[1] for key in shapes if key.startswith("body.")}
+        if scale is None or shapes.get("conv_last.weight", (0,))[0] != 3:
+            raise unknown
+        return {
+            "architecture": "rrdb",
+            "scale": scale,
+            "num_feat": first[0],
+            "num_block": len(blocks),
+            "num_grow": grow[0],
+        }
+    layers = sorted((int(m[1]), shape) for key, shape in shapes.items() if (m := re.fullmatch(r"body\.(\d+)\.weight", key)))
+    convolutions = [shape for _, shape in layers if len(shape) == 4]
+    if len(convolutions) < 2 or len(layers) != 2 * len(convolutions) - 1 or convolutions[0][1:] != (3, 3, 3):
+        raise unknown
+    scale = math.isqrt(convolutions[-1][0] // 3)
+    if scale < 1 or 3 * scale**2 != convolutions[-1][0]:
+        raise unknown
+    return {
+        "architecture": "srvgg",
+        "scale": scale,
+        "num_feat": convolutions[0][0],
+        "num_conv": len(convolutions) - 2,
+    }
+
+
+def refresh_bundled(card_folder: Path = CARD_FOLDER, bundled_folder: Path = BUNDLED_FOLDER) -> list[str]:
+    """Write size and hash of each bundled weight file into its card.
+
+    Returns:
+        Names of the cards that changed.
+
+    Raises:
+        ModelError: A bundled weight file is missing; the cards of the others are written all the same.
+    """
+    changed, missing = [], []
+    for card_file in sorted(card_folder.glob("*.toml")):
+        text = card_file.read_text()
+        card = ModelCard(**tomllib.loads(text))
+        if not card.bundled:
+            continue
+        weight_file = bundled_folder / card.file_name
+        if not weight_file.is_file():
+            missing.append(card.file_name)
+            continue
+        data = weight_file.read_bytes()
+        new = re.sub(r"^bytes = .*$", f"bytes = {len(data)}", text, flags=re.MULTILINE)
+        new = re.sub(r"^sha256 = .*$", f'sha256 = "{hashlib.sha256(data).hexdigest()}"', new, flags=re.MULTILINE)
+        if new != text:
+            card_file.write_text(new)
+            changed.append(card.name)
+    all_cards.cache_clear()
+    if missing:
+        raise ModelError(f"{bundled_folder} lacks {', '.join(missing)}", "Train them, or remove their cards")
+    return changed
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["refresh-bundled"]:
+        sys.exit("usage: python -m tasks.models.cards refresh-bundled")
+    try:
+        print("refreshed:", ", ".join(refresh_bundled()) or "nothing, all cards are up to date")
+    except ModelError as error:
+        sys.exit(str(error))

@@ -1,0 +1,637 @@
+"""The inference engine: frames as planes in, larger frames as planes out.
+
+    engine = Engine(find_model("compact-x2"), source, source.resized(2 * source.width, 2 * source.height))
+    larger = engine.upscale(frames)         # uint8 [n, source.frame_bytes] -> uint8 [n, target.frame_bytes]
+
+Everything between the bytes happens on the device and in float: YUV to RGB, the network, a resize if the wanted size
+is not the network's, RGB to YUV and rounding. What a frame becomes does not depend on the frames it is given with, on
+how they are grouped into calls, or on what was processed before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tasks.errors import FrameError, ModelError, SettingsError
+from tasks.media.colour import PlanesToRgb, RgbToPlanes
+from tasks.media.pixels import PictureFormat
+from tasks.models import networks, weights
+from tasks.models.cards import ModelCard, all_cards
+
+PRECISIONS: Final[dict[str, torch.dtype]] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+#: Tiles of an RRDB network overlap by this many input pixels; their receptive field is too large to be exact.
+RRDB_OVERLAP: Final = 32
+
+#: Out of memory with tiles of this many input pixels ends the run: the work around the network is what does not fit.
+SMALLEST_TILE: Final = 32
+
+#: Input pixels that keep a data-centre GPU busy; smaller frames are batched up to it.
+_PIXELS_PER_BATCH: Final = 2 << 20
+_LARGEST_BATCH: Final = 8
+
+#: On a CPU, an activation of an `srvgg` network is cut into strips of about this size (see `low_resolution_output`).
+_STRIP_BYTES: Final = 8 << 20
+
+
+@dataclass(frozen=True)
+class EngineDescription:
+    """What an engine runs with, for reports."""
+
+    model: str
+    """Name of the model card."""
+    device: str
+    """Name of the GPU, or of the CPU."""
+    precision: str
+    """`fp32`, `fp16` or `bf16`."""
+    threads: int | None
+    """CPU threads, `None` on a GPU."""
+    tile: int | None
+    """Edge of a tile in input pixels, `None` if frames are processed whole."""
+    batch: int
+    """Frames per pass."""
+
+
+class Engine:
+    """A network on a device, for frames of one size.
+
+    Tiles overlap by the network's receptive field, so a tiled result of an `srvgg` network in fp32 on the CPU equals the
+    untiled one bit for bit. For `rrdb` the overlap is 32 pixels, which leaves differences of one code value in a small
+    share of pixels near tile borders; frames are therefore tiled only if memory demands it. When memory does not
+    suffice, batch and tile are halved and the work is repeated.
+
+    On a GPU, cuDNN's choice of algorithms is by rule and not by timing, so that the same chunk gives the same bytes
+    tomorrow; `autotune=True` gives that up for speed.
+
+    One thread at a time may use an engine; others wait.
+
+    Args:
+        card: The model; its weights must be on this machine.
+        source: Frames given to `upscale`.
+        target: Frames to return. Any size up to the network's scale along each axis.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+        precision: `auto` (`fp16` on a GPU, `fp32` on the CPU), `fp32`, `fp16` or `bf16`. A frame whose result is not
+            finite in half precision is repeated in `bf16`, then in `fp32`.
+        threads: CPU threads, by default as many as torch takes.
+        tile: Edge of a tile in input pixels, `None` to choose by free memory.
+        batch: Frames per pass on a GPU, `None` to choose by frame size and free memory. The CPU takes one at a time.
+        reuse: Return a copy if a frame equals the one before it byte for byte.
+        autotune: Let cuDNN time its algorithms; results may then differ by one code value between processes.
+
+    Raises:
+        ModelError: The network enlarges less than asked, or its weights are missing or damaged.
+        SettingsError: No such device, or it cannot do what is asked.
+        UnsupportedSourceError: The colour description is not supported.
+    """
+
+    def __init__(
+        self,
+        card: ModelCard,
+        source: PictureFormat,
+        target: PictureFormat,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+        tile: int | None = None,
+        batch: int | None = None,
+        reuse: bool = True,
+        autotune: bool = False,
+    ) -> None:
+        _check_size(card, source, target)
+        for name, value, least in (("threads", threads, 1), ("tile", tile, SMALLEST_TILE), ("batch", batch, 1)):
+            if value is not None and value < least:
+                raise SettingsError(f"{name} is {value}", f"Give at least {least}")
+        self.card = card
+        self.source = source
+        self.target = target
+        self.device = _device(device)
+        self.precision = _precision(precision, self.device)
+        self._threads = threads if self.device.type == "cpu" else None
+        self._reuse = reuse
+        self._autotune = autotune
+        self._lock = threading.Lock()
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self._networks: dict[str, torch.nn.Module] = {}
+        self._state = weights.load_state(card)
+        with self._settings():
+            self._network(self.precision)
+        self._to_rgb = PlanesToRgb(source, self.device)
+        self._to_planes = RgbToPlanes(target, self.device)
+        self._overlap = card.receptive_field if card.architecture == "srvgg" else RRDB_OVERLAP
+        self._overlap += -self._overlap % card.size_multiple
+        self._tile = tile
+        self._batch = 1
+        if self.device.type == "cuda":
+            pixels = source.width * source.height
+            self._batch = batch or max(1, min(_LARGEST_BATCH, _PIXELS_PER_BATCH // pixels))
+        self._fit_into_memory(choose_batch=batch is None, choose_tile=tile is None)
+        self._last: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def tile(self) -> int | None:
+        """Edge of a tile in input pixels, `None` while frames are processed whole."""
+        return self._tile
+
+    @property
+    def batch(self) -> int:
+        """Frames per pass."""
+        return self._batch
+
+    @property
+    def flop_per_frame(self) -> int:
+        """Floating point operations the network needs for one frame, overlap of tiles not counted."""
+        return self.card.flop_per_input_pixel * self.source.width * self.source.height
+
+    @property
+    def description(self) -> EngineDescription:
+        """What this engine runs with now."""
+        return EngineDescription(
+            model=self.card.name,
+            device=device_name(self.device),
+            precision=self.precision,
+            threads=(self._threads or torch.get_num_threads()) if self.device.type == "cpu" else None,
+            tile=self._tile,
+            batch=self._batch,
+        )
+
+    def warm_up(self) -> float:
+        """Run one batch of grey frames, so that libraries load and buffers exist before the first real frame.
+
+        Returns:
+            Seconds it took.
+        """
+        started = time.perf_counter()
+        with self._lock, self._settings():
+            self._upscale_distinct(np.full((self._batch, self.source.frame_bytes), 128, np.uint8), 0)
+        return time.perf_counter() - started
+
+    def upscale(self, frames: np.ndarray, first_frame: int = 0) -> np.ndarray:
+        """Enlarge frames.
+
+        Args:
+            frames: uint8 `[n, source.frame_bytes]`, planes one after another.
+            first_frame: Index of the first of them in the source, for error messages.
+
+        Returns:
+            uint8 `[n, target.frame_bytes]`.
+
+        Raises:
+            FrameError: A frame does not fit into memory even in the smallest tiles, or its result is not finite.
+            ValueError: `frames` has another shape or type.
+        """
+        if frames.dtype != np.uint8 or frames.ndim != 2 or frames.shape[1] != self.source.frame_bytes:
+            raise ValueError(f"frames are {frames.dtype} {frames.shape}, not uint8 (n, {self.source.frame_bytes})")
+        result = np.empty((len(frames), self.target.frame_bytes), np.uint8)
+        if len(frames) == 0:
+            return result
+        with self._lock, self._settings():
+            distinct, origin = self._distinct(frames)
+            results = self._upscale_distinct(frames[distinct] if len(distinct) < len(frames) else frames, first_frame)
+            for i, source in enumerate(origin):
+                assert source >= 0 or self._last is not None
+                result[i] = results[source] if source >= 0 else self._last[1]  # type: ignore[index]
+            if self._reuse:
+                self._last = (frames[-1].copy(), result[-1].copy())
+        return result
+
+    def upscale_rgb(self, frames: np.ndarray) -> np.ndarray:
+        """Enlarge RGB images of any size by the network's scale.
+
+        Args:
+            frames: uint8 `[n, h, w, 3]`.
+
+        Returns:
+            uint8 `[n, h * scale, w * scale, 3]`.
+
+        Raises:
+            FrameError: An image does not fit into memory even in the smallest tiles, or its result is not finite.
+            ValueError: `frames` has another shape or type.
+        """
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+            raise ValueError(f"frames are {frames.dtype} {frames.shape}, not uint8 (n, h, w, 3)")
+        n, h, w, _ = frames.shape
+        result = np.empty((n, h * self.card.scale, w * self.card.scale, 3), np.uint8)
+
+        def convert(rgb: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+            image, finite = self._enlarge(rgb.permute(0, 3, 1, 2).float() / 255, precision)
+            return (self._image(image).permute(0, 2, 3, 1) * 255).round_().to(torch.uint8), finite
+
+        with self._lock, self._settings():
+            for i in range(n):
+                result[i] = self._until_finite(torch.from_numpy(frames[i : i + 1]).to(self.device), convert, i)[0]
+        return result
+
+    def _distinct(self, frames: np.ndarray) -> tuple[list[int], list[int]]:
+        """Indices of the frames that must be computed, and for each frame its place among them (-1: as the last call's last)."""
+        if not self._reuse:
+            return list(range(len(frames))), list(range(len(frames)))
+        distinct: list[int] = []
+        origin: list[int] = []
+        before, place = (self._last[0], -1) if self._last is not None else (None, -1)
+        for i, frame in enumerate(frames):
+            if before is None or not np.array_equal(frame, before):
+                place = len(distinct)
+                distinct.append(i)
+            origin.append(place)
+            before = frame
+        return distinct, origin
+
+    def _upscale_distinct(self, frames: np.ndarray, first_frame: int) -> np.ndarray:
+        result = np.empty((len(frames), self.target.frame_bytes), np.uint8)
+        if self.device.type == "cpu":
+            out = torch.from_numpy(result)
+            for i in range(len(frames)):
+                # A read-only array is fine: the tensor over it is only read.
+                frame = torch.frombuffer(memoryview(np.ascontiguousarray(frames[i])), dtype=torch.uint8)[None]
+                out[i] = self._until_finite(frame, self._convert, first_frame + i)[0]
+            return result
+        self._upscale_on_gpu(frames, result, first_frame)
+        return result
+
+    def _convert(self, frames: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+        """uint8 `[n, source.frame_bytes]` to uint8 `[n, target.frame_bytes]` and bool `[n]`: whether all is finite."""
+        output, finite = self._enlarge(self._to_rgb(frames).clamp_(0, 1), precision)
+        scale = self.card.scale
+        enlarged = (scale * self.source.height, scale * self.source.width)
+        wanted = (self.target.height, self.target.width)
+        if self.card.architecture == "srvgg" and wanted == enlarged and self._to_planes.takes_phases(scale):
+            return self._to_planes.from_phases(output, scale), finite
+        image = self._image(output)
+        if wanted != enlarged:
+            image = F.interpolate(image, wanted, mode="bicubic", antialias=True, align_corners=False).clamp_(0, 1)
+        return self._to_planes(image), finite
+
+    def _enlarge(self, rgb: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+        """float32 RGB in 0..1 through the network: float32 in 0..1 as `_image` takes it, and bool `[n]` whether finite."""
+        n, _, h, w = rgb.shape
+        multiple = self.card.size_multiple
+        rgb = _pad_to_multiple(rgb, multiple)
+        rgb = rgb.to(PRECISIONS[precision]).contiguous(memory_format=torch.channels_last)
+        output = self._tiled(rgb, self._network(precision))
+        # A sum is finite only if every value is (and none is so large that it would be wrong anyway).
+        finite = torch.isfinite(output.sum(dim=(1, 2, 3), dtype=torch.float32))
+        if self.card.architecture == "rrdb":
+            output = output[:, :, : h * self.card.scale, : w * self.card.scale]
+        return output.float().clamp_(0, 1), finite
+
+    def _image(self, output: Tensor) -> Tensor:
+        """What the network gave as float32 `[n, 3, H, W]`."""
+        return F.pixel_shuffle(output, self.card.scale) if self.card.architecture == "srvgg" else output
+
+    def _tiled(self, x: Tensor, network: torch.nn.Module) -> Tensor:
+        """Run the network whole or in tiles; an `srvgg` network without its pixel shuffle."""
+        srvgg = self.card.architecture == "srvgg"
+
+        def run(part: Tensor) -> Tensor:
+            if not srvgg:
+                return network(part)
+            # A GPU wants large kernels; a CPU wants activations that fit into its cache.
+            row_bytes = part.shape[0] * part.shape[3] * self.card.num_feat * part.element_size()
+            rows = max(8, _STRIP_BYTES // row_bytes) if self.device.type == "cpu" else None
+            return networks.low_resolution_output(network, part, rows)
+
+        n, _, h, w = x.shape
+        if self._tile is None or (h <= self._tile and w <= self._tile):
+            return run(x)
+        scale = 1 if srvgg else self.card.scale
+        channels = 3 * self.card.scale**2 if srvgg else 3
+        result = torch.empty(
+            (n, channels, h * scale, w * scale), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+        )
+        step = self._tile + -self._tile % self.card.size_multiple
+        for top in range(0, h, step):
+            for left in range(0, w, step):
+                bottom, right = min(h, top + step), min(w, left + step)
+                y, x0 = max(0, top - self._overlap), max(0, left - self._overlap)
+                part = x[:, :, y : bottom + self._overlap, x0 : right + self._overlap]
+                tile = run(part.contiguous(memory_format=torch.channels_last))
+                rows = slice((top - y) * scale, (bottom - y) * scale)
+                columns = slice((left - x0) * scale, (right - x0) * scale)
+                result[:, :, top * scale : bottom * scale, left * scale : right * scale] = tile[:, :, rows, columns]
+        return result
+
+    def _until_finite(
+        self, frames: Tensor, convert: Callable[[Tensor, str], tuple[Tensor, Tensor]], first_frame: int
+    ) -> Tensor:
+        """`convert` with a precision in which every result is finite, each frame on its own from the first retry on."""
+        result, finite = self._within_memory(lambda: convert(frames, self.precision), first_frame)
+        if bool(finite.all()):
+            return result
+        for i in (~finite).nonzero().flatten().tolist():
+            result[i] = self._in_other_precisions(frames[i : i + 1], convert, first_frame + i)
+        return result
+
+    def _in_other_precisions(
+        self, frame: Tensor, convert: Callable[[Tensor, str], tuple[Tensor, Tensor]], index: int
+    ) -> Tensor:
+        for precision in _fallbacks(self.precision):
+            result, finite = self._within_memory(lambda precision=precision: convert(frame, precision), index)
+            if bool(finite.all()):
+                return result[0]
+        raise FrameError(
+            f"The network {self.card.name} gave values that are not finite for frame {index}",
+            "Use another model",
+            frame=index,
+        )
+
+    def _within_memory(self, work: Callable[[], Any], index: int) -> Any:
+        """`work`, with smaller and smaller tiles until memory suffices.
+
+        Raises:
+            FrameError: It does not with the smallest.
+        """
+        while True:
+            try:
+                return work()
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._halve_tile(index, error)
+
+    def _halve_tile(self, index: int, cause: BaseException) -> None:
+        longest = max(self.source.width, self.source.height)
+        smaller = (self._tile or longest) // 2
+        smaller -= smaller % self.card.size_multiple
+        if smaller < SMALLEST_TILE:
+            raise FrameError(
+                f"Frame {index} ({self.source.width}x{self.source.height}) does not fit into the memory of"
+                f" {device_name(self.device)}, even in tiles of {self._tile} pixels",
+                "Free memory, use a device with more of it, or ask for a smaller size",
+                frame=index,
+            ) from cause
+        self._tile = smaller
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _upscale_on_gpu(self, frames: np.ndarray, result: np.ndarray, first_frame: int) -> None:
+        """Batches through pinned buffers; while the device computes one, the host fills and empties the others'.
+
+        The last batch is filled up with copies, so that every frame meets kernels of the same shape.
+        """
+        position = 0
+        while position < len(frames):
+            try:
+                position = self._stream(frames, result, position, first_frame)
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if self._batch > 1:
+                    self._batch //= 2
+                    torch.cuda.empty_cache()
+                else:
+                    self._halve_tile(first_frame + position, error)
+
+    def _stream(self, frames: np.ndarray, result: np.ndarray, position: int, first_frame: int) -> int:
+        batch = self._batch
+        slots = [_Slot(batch, self.source.frame_bytes, self.target.frame_bytes) for _ in range(2)]
+        waiting: list[tuple[_Slot, int, int]] = []
+
+        def collect() -> None:
+            slot, start, count = waiting.pop(0)
+            slot.done.synchronize()
+            result[start : start + count] = slot.output.numpy()[:count]
+            for i in (~slot.finite[:count]).nonzero().flatten().tolist():
+                frame = torch.from_numpy(frames[start + i : start + i + 1].copy()).to(self.device)
+                result[start + i] = self._in_other_precisions(frame, self._convert, first_frame + start + i).cpu().numpy()
+
+        turn = 0
+        while position < len(frames):
+            if len(waiting) == len(slots):
+                collect()
+            slot = slots[turn % len(slots)]
+            count = min(batch, len(frames) - position)
+            slot.input.numpy()[:count] = frames[position : position + count]
+            slot.input.numpy()[count:] = frames[position + count - 1]
+            try:
+                output, finite = self._convert(slot.input.to(self.device, non_blocking=True), self.precision)
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error) or not waiting:
+                    raise
+                while waiting:  # what is done is done; the caller goes on from here with less at a time
+                    collect()
+                return position
+            slot.output.copy_(output, non_blocking=True)
+            slot.finite.copy_(finite, non_blocking=True)
+            slot.done.record()
+            waiting.append((slot, position, count))
+            position += count
+            turn += 1
+        while waiting:
+            collect()
+        return position
+
+    def _network(self, precision: str) -> torch.nn.Module:
+        """The network in `precision` on the device, built when first needed."""
+        if precision not in self._networks:
+            network = networks.build(self.card)
+            network.load_state_dict(self._state)
+            self._networks[precision] = network.to(
+                device=self.device, dtype=PRECISIONS[precision], memory_format=torch.channels_last
+            )
+        return self._networks[precision]
+
+    def _fit_into_memory(self, choose_batch: bool, choose_tile: bool) -> None:
+        """Halve batch, then tile, until the estimate is within what is free."""
+        free = free_memory(self.device)
+        around = 4 * (6 * self.source.width * self.source.height + 9 * self.target.width * self.target.height)
+        around += 4 * 6 * self.card.scale**2 * self.source.width * self.source.height
+        per_pixel = _network_bytes_per_pixel(self.card, PRECISIONS[self.precision])
+        pixels = self.source.width * self.source.height
+        while choose_batch and self._batch > 1 and self._batch * (around + per_pixel * pixels) > free:
+            self._batch //= 2
+        while choose_tile and self._batch * (around + per_pixel * min(pixels, self._tile_pixels())) > free:
+            smaller = (self._tile or max(self.source.width, self.source.height)) // 2
+            if smaller < 2 * SMALLEST_TILE:
+                break
+            self._tile = smaller - smaller % self.card.size_multiple
+
+    def _tile_pixels(self) -> int:
+        edge = self._tile + 2 * self._overlap if self._tile else math.inf
+        return int(min(edge, self.source.width) * min(edge, self.source.height))
+
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        """Inference mode, threads and cuDNN as this engine needs them."""
+        if self._threads is not None and torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        with torch.inference_mode():
+            if self.device.type == "cpu":
+                yield
+                return
+            # TF32 keeps 10 bits of a float's mantissa; what is called fp32 here is fp32.
+            with (
+                torch.cuda.device(self.device),
+                torch.backends.cudnn.flags(
+                    enabled=True, benchmark=self._autotune, deterministic=not self._autotune, allow_tf32=False
+                ),
+            ):
+                yield
+
+
+class _Slot:
+    """Pinned host buffers of one batch, and the event that says its results have arrived."""
+
+    def __init__(self, batch: int, input_bytes: int, output_bytes: int) -> None:
+        self.input = torch.empty((batch, input_bytes), dtype=torch.uint8, pin_memory=True)
+        self.output = torch.empty((batch, output_bytes), dtype=torch.uint8, pin_memory=True)
+        self.finite = torch.empty(batch, dtype=torch.bool, pin_memory=True)
+        self.done = torch.cuda.Event()
+
+
+def _check_size(card: ModelCard, source: PictureFormat, target: PictureFormat) -> None:
+    asked = max(target.width / source.width, target.height / source.height)
+    if asked > card.scale + 1e-9:
+        fitting = [other.name for other in all_cards().values() if other.scale >= asked]
+        remedy = f"Use a model of a larger scale: {', '.join(fitting)}" if fitting else "Ask for a smaller size"
+        raise ModelError(f"{card.name} enlarges {card.scale} times, {asked:.4g} times is asked for", remedy)
+    if min(source.width, source.height) < 2 * card.size_multiple:
+        raise SettingsError(f"Frames of {source.width}x{source.height} are too small for {card.name}", "Use another model")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SettingsError(f'There is no device called "{name}"', "Use auto, cpu, cuda or cuda:N") from error
+    if device.type not in {"cpu", "cuda"}:
+        raise SettingsError(f'The device "{name}" is not supported', "Use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise SettingsError(f'The device "{name}" is not on this machine', "Use auto or cpu, or run on a GPU node")
+    return device
+
+
+def _precision(name: str, device: torch.device) -> str:
+    if name == "auto":
+        return "fp32" if device.type == "cpu" else "fp16"
+    if name not in PRECISIONS:
+        raise SettingsError(f'There is no precision called "{name}"', f"Use auto, {', '.join(PRECISIONS)}")
+    if name != "fp32" and device.type == "cpu":
+        raise SettingsError(f"{name} on a CPU is slower than fp32 and less exact", "Use auto or fp32, or a GPU")
+    return name
+
+
+def _fallbacks(precision: str) -> tuple[str, ...]:
+    return {"fp16": ("bf16", "fp32"), "bf16": ("fp32",), "fp32": ()}[precision]
+
+
+def _pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Mirror rows and columns at the bottom and the right, as the official pre-processing does."""
+    pad_y, pad_x = -x.shape[2] % multiple, -x.shape[3] % multiple
+    return F.pad(x, (0, pad_x, 0, pad_y), mode="reflect") if pad_y or pad_x else x
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return any(sign in text for sign in ("out of memory", "can't allocate memory", "cannot allocate", "alloc_failed"))
+
+
+def _network_bytes_per_pixel(card: ModelCard, dtype: torch.dtype) -> int:
+    """Most memory a network holds at a time, per input pixel.
+
+    `srvgg`: three activations of `num_feat` channels, and the last layer. `rrdb`: three activations at the output's
+    resolution, and below it a dense block with the copies its concatenations make.
+    """
+    if card.architecture == "srvgg":
+        values = 3 * card.num_feat + 2 * 3 * card.scale**2
+    else:
+        block = 4 * card.num_feat + 14 * card.num_grow
+        values = (3 * 16 * card.num_feat + block) // card.size_multiple**2
+    return values * dtype.itemsize
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes an engine may plan with: most of a GPU's free memory, half of what the machine or its container has left."""
+    if device.type == "cuda":
+        return int(0.85 * torch.cuda.mem_get_info(device)[0])
+    limits = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
+        limits.append(max(0, int(limit.read_text()) - int(used.read_text())))
+    return min(limits, default=4 << 30) // 2
+
+
+@lru_cache(maxsize=1)
+def keep_freed_memory() -> bool:
+    """Make glibc keep freed memory instead of returning every large block to the kernel.
+
+    An activation is freed and allocated again for each layer; by default glibc maps each anew and the kernel clears
+    every page of it again, which costs as much time as the arithmetic on some machines. Holds for the whole process and
+    all its threads, whether torch is imported already or not.
+
+    Returns:
+        Whether the C library is glibc and took the settings.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    # From malloc.h: M_MMAP_MAX (-4), no block by mmap of its own; M_TRIM_THRESHOLD (-1), return nothing below 2 GiB.
+    return bool(libc.mallopt(-4, 0)) and bool(libc.mallopt(-1, 2**31 - 1))
+
+
+@lru_cache(maxsize=8)
+def device_name(device: torch.device) -> str:
+    """Name of the hardware behind `device`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def matmul_peak(device: torch.device | str = "cpu", precision: str = "fp32", seconds: float = 1.0) -> float:
+    """The fastest matrix product this device did in `seconds` of trying: the yardstick for the network's speed.
+
+    Args:
+        device: Where.
+        precision: A key of `PRECISIONS`.
+        seconds: For how long.
+
+    Returns:
+        FLOP/s.
+    """
+    device = torch.device(device)
+    size = 8192 if device.type == "cuda" else 1536
+    a, b = (torch.rand(size, size, device=device).to(PRECISIONS[precision]) for _ in range(2))
+    best = math.inf
+    deadline = time.perf_counter() + seconds
+    torch.mm(a, b)
+    while time.perf_counter() < deadline:
+        _synchronize(device)
+        started = time.perf_counter()
+        torch.mm(a, b)
+        _synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,184 @@
+"""The official networks, taken from the `realesrgan` and `basicsr` packages without what those packages drag in.
+
+`import realesrgan` imports its training code, and with it torchvision (a module of which was removed in 0.17),
+scipy, lmdb, gfpgan and more; beside a current torch it fails. The two network definitions need none of that. So their
+modules are imported alone: while `_only_leaf_modules()` is active, the packages around them are empty namespaces that
+only know where their folders are, and the few names the definitions import but never use are stand-ins. Afterwards
+`sys.modules` is as it was: where the complete packages are installed in working order, `import basicsr` elsewhere in
+the process still gets the real thing.
+
+Needs the distributions `realesrgan` and `basicsr` installed (`pip install --no-deps`), and nothing they depend on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import itertools
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache, reduce
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tasks.errors import ModelError
+from tasks.models.cards import ModelCard
+
+_import_lock = threading.Lock()
+
+
+def build(card: ModelCard) -> nn.Module:
+    """The network of `card` with its initial, untrained weights, in evaluation mode on the current default device.
+
+    It maps float `[n, 3, h, w]` in 0..1 to float `[n, 3, h * scale, w * scale]`, not clamped.
+
+    Raises:
+        ModelError: `realesrgan` or `basicsr` is not installed.
+    """
+    if card.architecture == "srvgg":
+        srvgg = official("realesrgan.archs.srvgg_arch", "SRVGGNetCompact")
+        network = srvgg(num_feat=card.num_feat, num_conv=card.num_conv, upscale=card.scale, act_type="prelu")
+    else:
+        rrdb = official("basicsr.archs.rrdbnet_arch", "RRDBNet")
+        network = rrdb(3, 3, card.scale, num_feat=card.num_feat, num_block=card.num_block, num_grow_ch=card.num_grow)
+    return network.eval().requires_grad_(False)
+
+
+def parameter_shapes(card: ModelCard) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight the network of `card` has."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in build(card).state_dict().items()}
+
+
+def low_resolution_output(network: nn.Module, x: Tensor, rows: int | None = None) -> Tensor:
+    """An SRVGGNetCompact without its last step, the pixel shuffle.
+
+    Everything after the network that works pixel by pixel is cheaper before the shuffle, and the residual (the
+    nearest neighbour of the input) is a broadcast there instead of an enlarged copy.
+
+    Args:
+        network: A network of architecture `srvgg`.
+        x: float `[n, 3, h, w]`.
+        rows: Take the image through all layers in strips of that many rows, each layer keeping the two rows it needs
+            again. No row is computed twice and the result is the same bit for bit, but an activation is as large as
+            a strip: it stays in the processor's cache, and its memory is reused instead of mapped anew by the kernel.
+
+    Returns:
+        float `[n, 3 * scale**2, h, w]`; `F.pixel_shuffle(result, scale)` equals `network(x)` bit for bit.
+    """
+    layers: nn.ModuleList = network.body  # type: ignore[assignment]
+    if rows is None or rows >= x.shape[2]:
+        return _add_residual(reduce(lambda value, layer: layer(value), layers, x), x)
+    n, _, h, w = x.shape
+    steps = list(itertools.zip_longest(layers[0::2], layers[1::2]))  # a convolution and its PReLU; none after the last
+    channels = steps[-1][0].out_channels
+    result = torch.empty((n, channels, h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    kept: list[Tensor | None] = [None] * len(steps)
+    done = 0
+    for top in range(0, h, rows):
+        value = x[:, :, top : top + rows]
+        at_bottom = top + rows >= h
+        for i, (convolution, activation) in enumerate(steps):
+            above = kept[i]
+            value = F.pad(value, (0, 0, 1, 0)) if above is None else torch.cat((above, value), dim=2)
+            if at_bottom:
+                value = F.pad(value, (0, 0, 0, 1))
+            else:
+                # A copy, or the whole strip would stay in memory with the view.
+                kept[i] = value[:, :, -2:].clone(memory_format=torch.channels_last)
+            if value.shape[2] < 3:  # only near the top: this layer waits for the next strip
+                break
+            value = F.conv2d(value, convolution.weight, convolution.bias, padding=(0, 1))
+            if activation is not None:
+                value = activation(value)
+        else:
+            finished = slice(done, done + value.shape[2])
+            result[:, :, finished] = _add_residual(value, x[:, :, finished])
+            done = finished.stop
+    return result
+
+
+def _add_residual(output: Tensor, x: Tensor) -> Tensor:
+    """Add the input to `output` in place: channel `c * scale**2 + i` becomes pixel `i` of each cell of colour `c`."""
+    n, channels, h, w = output.shape
+    output.view(n, 3, channels // 3, h, w).add_(x.unsqueeze(2))
+    return output
+
+
+@lru_cache(maxsize=8)
+def official(module: str, name: str) -> Any:
+    """The object `name` of the official package's `module`, imported without the rest of the package.
+
+    Args:
+        module: A module of `realesrgan` or `basicsr`, such as `realesrgan.archs.srvgg_arch`.
+        name: A class or function in it.
+
+    Raises:
+        ModelError: The package is not installed.
+    """
+    with _import_lock:
+        if module in sys.modules:  # the complete package is here already, and works
+            return getattr(sys.modules[module], name)
+        with _only_leaf_modules():
+            return getattr(importlib.import_module(module), name)
+
+
+@contextmanager
+def _only_leaf_modules() -> Iterator[None]:
+    """Let modules of the two packages be imported without running the packages' own `__init__`."""
+    stand_ins = {
+        **_namespace("basicsr", "utils", "archs", "ops", "ops.dcn"),
+        **_namespace("realesrgan", "archs"),
+    }
+
+    def not_needed(*_: object, **__: object) -> None:
+        """Stand in for a function that inference never calls."""
+
+    stand_ins["basicsr.utils"].__dict__["get_root_logger"] = not_needed
+    # Used only by networks for video restoration with deformable convolutions, which this project does not run.
+    stand_ins["basicsr.ops.dcn"].__dict__.update(ModulatedDeformConvPack=object, modulated_deform_conv=not_needed)
+    stand_ins["torchvision"] = types.ModuleType("torchvision")
+    stand_ins["torchvision"].__dict__["__version__"] = "0"
+    # Left the standard library in Python 3.12.
+    stand_ins["distutils"] = types.ModuleType("distutils")
+    stand_ins["distutils.version"] = types.ModuleType("distutils.version")
+    stand_ins["distutils.version"].__dict__["LooseVersion"] = str
+
+    def ours(module: str) -> bool:
+        return module.partition(".")[0] in {"basicsr", "realesrgan", "torchvision", "distutils"}
+
+    before = {name: module for name, module in sys.modules.items() if ours(name)}
+    for name in before:
+        del sys.modules[name]
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name in [name for name in sys.modules if ours(name)]:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def _namespace(package: str, *subpackages: str) -> dict[str, types.ModuleType]:
+    """Empty modules for a package and its subpackages that find their submodules on disk.
+
+    Raises:
+        ModelError: The package is not installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"The Python package {package} is not installed", f"pip install --no-deps {package}")
+    root = list(spec.submodule_search_locations)
+    modules = {package: types.ModuleType(package)}
+    modules[package].__path__ = root
+    for name in subpackages:
+        module = types.ModuleType(f"{package}.{name}")
+        module.__path__ = [f"{folder}/{name.replace('.', '/')}" for folder in root]
+        modules[module.__name__] = module
+    return modules

@@ -1,0 +1,277 @@
+"""The plan of a job: chunks of whole frames with exact times, the names of their files, and the job's folder.
+
+A **job** is one request on one content. Its folder in scratch is named by a hash of everything the result depends on,
+so the same command finds the same folder again and continues, and a changed setting starts another one. Each chunk file
+is named by a key of its own: what went into it and the version of the code that wrote it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, Final
+
+import numpy as np
+import xxhash
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.chunks import Chunk, lay_out
+from tasks.errors import ScratchError, SourceError
+from tasks.media import ffmpeg
+from tasks.media.chunk_file import MAGIC
+from tasks.media.decode import decodable_times
+from tasks.media.encoders import ENCODE_VERSION, EncoderProfile, group_frames
+from tasks.media.mux import Carried
+from tasks.media.pixels import PictureFormat
+from tasks.media.probe import Colour, SourceFacts, StreamFacts
+from tasks.media.timestamps import FrameTable, refuse_cut_off, scan_packets
+from tasks.models.cards import ModelCard, find_model
+from tasks.request import CheckedRequest, UpscaleRequest
+
+#: Versions of what the extract and upscale stages write; part of every chunk key. Raise one when its output changes.
+EXTRACT_VERSION: Final = 1
+UPSCALE_VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the tasks of one job share; `save_plan` puts it into the job's folder."""
+
+    job_id: str
+    folder: Path
+    request: UpscaleRequest
+    facts: SourceFacts
+    table: FrameTable
+    chunks: tuple[Chunk, ...]
+    target: PictureFormat
+    model: str
+    model_hash: str
+    profile: EncoderProfile
+    muxer: str
+    carried: Carried
+    damaged_frames: int
+    """Frames that the source announces and `--salvage` leaves out."""
+
+    @property
+    def frames(self) -> int:
+        return len(self.table)
+
+    @property
+    def card(self) -> ModelCard:
+        return find_model(self.model)
+
+    def extracted(self, chunk: Chunk) -> Path:
+        """Chunk file of decoded frames."""
+        return self._file("extract", chunk, ".yuv", self._extract_key(chunk))
+
+    def upscaled(self, chunk: Chunk) -> Path:
+        """Chunk file of upscaled frames."""
+        return self._file("upscale", chunk, ".yuv", self._upscale_key(chunk))
+
+    def encoded(self, chunk: Chunk) -> Path:
+        """Encoded chunk."""
+        recipe = [
+            self._upscale_key(chunk),
+            ENCODE_VERSION,
+            ffmpeg.version(),
+            asdict(self.profile),
+            str(self.table.rate),
+        ]
+        return self._file("encode", chunk, ".mkv", recipe)
+
+    @property
+    def result(self) -> Path:
+        """The joined result before it is published."""
+        return self.folder / f"result{Path(self.request.destination).suffix.lower()}"
+
+    def _extract_key(self, chunk: Chunk) -> list[Any]:
+        times = self.table.pts[chunk.first : chunk.last + 1]
+        return [EXTRACT_VERSION, MAGIC.decode(), self.job_id, xxhash.xxh3_64_hexdigest(times.tobytes())]
+
+    def _upscale_key(self, chunk: Chunk) -> list[Any]:
+        return [*self._extract_key(chunk), UPSCALE_VERSION, self.model_hash, self.target.to_dict()]
+
+    def _file(self, stage: str, chunk: Chunk, suffix: str, key: list[Any]) -> Path:
+        return self.folder / f"{stage}-{chunk.first:07d}-{chunk.last:07d}-{_digest(key)[:12]}{suffix}"
+
+
+def _digest(value: Any) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=str).encode())
+
+
+def make_plan(checked: CheckedRequest, model_hash: str) -> Plan:
+    """Read the source's timestamps and lay out the chunks. Reads the whole file once; decodes nothing without salvage.
+
+    Args:
+        checked: A request that passed its check.
+        model_hash: SHA-256 of the weight file.
+
+    Raises:
+        FrameError: The source is cut off.
+        UnsupportedSourceError: Its frame rate varies, or packets lack timestamps.
+    """
+    facts, request = checked.facts, checked.request
+    scan = scan_packets(facts)
+    table, damaged = scan.table, 0
+    if request.salvage:
+        kept = decodable_times(facts, table)
+        if not len(kept):
+            raise SourceError(f"{facts.path}: not a single frame decodes", "Nothing can be salvaged")
+        announced = max(len(table), facts.declared_frames if scan.cut_off_at is not None else 0)
+        damaged = announced - len(kept)
+        table = replace(table, pts=kept)
+    else:
+        refuse_cut_off(facts, scan)
+    identity = [
+        scan.digest,
+        facts.video_index,
+        table.pts.tobytes().hex() if damaged else len(table),
+        checked.target.to_dict(),
+        model_hash,
+        asdict(checked.profile),
+        checked.muxer,
+    ]
+    job_id = _digest(identity)[:16]
+    chunks = lay_out(len(table), checked.chunk_limit(table.rate), group_frames(table.rate), request.chunk_seconds)
+    return Plan(
+        job_id=job_id,
+        folder=checked.scratch / job_id,
+        request=request,
+        facts=facts,
+        table=table,
+        chunks=chunks,
+        target=checked.target,
+        model=checked.card.path or checked.card.name,
+        model_hash=model_hash,
+        profile=checked.profile,
+        muxer=checked.muxer,
+        carried=checked.carried,
+        damaged_frames=damaged,
+    )
+
+
+def save_plan(plan: Plan) -> Path:
+    """Write the plan into the job's folder, which must exist.
+
+    Returns:
+        Path of the plan. Its name holds a hash of its content: a worker that keeps plans in memory can never use an
+        old one for a job that was planned anew.
+    """
+    record = {
+        "job_id": plan.job_id,
+        "request": plan.request.to_dict(),
+        "facts": plan.facts.to_dict(),
+        "rate": str(plan.table.rate),
+        "chunks": [[chunk.first, chunk.last] for chunk in plan.chunks],
+        "target": plan.target.to_dict(),
+        "model": plan.model,
+        "model_hash": plan.model_hash,
+        "profile": asdict(plan.profile),
+        "muxer": plan.muxer,
+        "carried": asdict(plan.carried),
+        "damaged_frames": plan.damaged_frames,
+    }
+    path = plan.folder / f"plan-{_digest([record, plan.table.pts.tobytes().hex()])[:12]}.json"
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez(file, pts=plan.table.pts, keyframes=plan.table.keyframes)
+    os.replace(partial, path.with_suffix(".npz"))
+    partial.write_text(json.dumps(record, indent=1))
+    os.replace(partial, path)
+    return path
+
+
+@lru_cache(maxsize=4)
+def load_plan(path: Path) -> Plan:
+    """Read a plan; cached, because every task of a chunk asks for it."""
+    record = json.loads(path.read_text())
+    with np.load(path.with_suffix(".npz")) as times:
+        pts, keyframes = times["pts"], times["keyframes"]
+    facts = _facts_from_dict(record["facts"])
+    carried = record["carried"]
+    return Plan(
+        job_id=record["job_id"],
+        folder=path.parent,
+        request=UpscaleRequest(**record["request"]),
+        facts=facts,
+        table=FrameTable(pts, keyframes, facts.time_base, Fraction(record["rate"])),
+        chunks=tuple(Chunk(index, first, last) for index, (first, last) in enumerate(record["chunks"])),
+        target=PictureFormat.from_dict(record["target"]),
+        model=record["model"],
+        model_hash=record["model_hash"],
+        profile=EncoderProfile(**{**record["profile"], "containers": tuple(record["profile"]["containers"])}),
+        muxer=record["muxer"],
+        carried=Carried(tuple(carried["indexes"]), {int(key): why for key, why in carried["left_out"].items()}),
+        damaged_frames=record["damaged_frames"],
+    )
+
+
+def _facts_from_dict(data: dict[str, Any]) -> SourceFacts:
+    rate = data["frame_rate"]
+    return SourceFacts(
+        **{
+            **data,
+            "streams": tuple(StreamFacts(**stream) for stream in data["streams"]),
+            "colour": Colour(**data["colour"]),
+            "colour_assumed": tuple(data["colour_assumed"]),
+            "frame_rate": Fraction(rate) if rate else None,
+            "time_base": Fraction(data["time_base"]),
+            "sample_aspect_ratio": Fraction(data["sample_aspect_ratio"]),
+        }
+    )
+
+
+@contextmanager
+def own_job(folder: Path, *, fresh: bool = False) -> Iterator[None]:
+    """Create a job's folder and hold it for this process; unfinished files of earlier attempts are removed.
+
+    Args:
+        folder: The job's folder.
+        fresh: Remove finished chunks too.
+
+    Raises:
+        ScratchError: Another process works on the same job, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock: IO[str] = (folder / "lock").open("a+")
+    except OSError as error:
+        raise ScratchError(
+            f"cannot use scratch folder {folder} ({error.strerror})", "Choose another --scratch"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise ScratchError(
+                f"the same job is already running (process {lock.read().strip() or 'unknown'})",
+                "Wait for it or stop it first",
+            ) from error
+        lock.seek(0)
+        lock.truncate()
+        lock.write(str(os.getpid()))
+        lock.flush()
+        for leftover in folder.glob("*" if fresh else "*.partial*"):
+            if leftover.name == "lock":
+                continue
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+        yield
+
+
+@task(name="plan", tags={"pool:cpu"}, cache_policy=NO_CACHE)
+def plan(checked: CheckedRequest, model_hash: str) -> Plan:
+    """`make_plan` as a task run, in the flow's own process: chunks cannot be submitted before it is done."""
+    return make_plan(checked, model_hash)

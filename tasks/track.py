@@ -1,0 +1,96 @@
+"""How far a job is: counted from the files in its folder, so it is true whatever ran where.
+
+An upscaled chunk file grows by one frame's bytes per finished frame, so its size tells progress within a chunk without
+a message from any worker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Final
+
+from tasks.plan import Plan
+
+#: Seconds over which the speed is averaged: short enough to follow a change, long enough to be steady.
+_SPEED_WINDOW: Final = 60.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One look at a running job."""
+
+    frames_done: int
+    """Frames upscaled, those of earlier attempts included."""
+    frames_total: int
+    chunks_encoded: int
+    chunks_total: int
+    frames_per_second: float | None
+    """Measured over the last minute; `None` until something was measured."""
+    eta_seconds: float | None
+    """Time to the last upscaled frame at the measured speed."""
+    phase: str
+    """`upscaling`, `assembling`, `verifying`, `publishing` or `done`."""
+
+
+class ProgressMeter:
+    """Measures one job.
+
+    Args:
+        plan: The job.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._finished: set[int] = set()
+        self._samples: list[tuple[float, int]] = []
+
+    def look(self, phase: str = "upscaling") -> Progress:
+        """Count what is there now."""
+        plan, now = self._plan, time.monotonic()
+        encoded = done = 0
+        for chunk in plan.chunks:
+            if chunk.index in self._finished or plan.encoded(chunk).exists():
+                self._finished.add(chunk.index)
+                encoded += 1
+                done += chunk.frames
+            elif plan.upscaled(chunk).exists():
+                done += chunk.frames
+        for path in plan.folder.glob("upscale-*.partial-*"):
+            try:
+                done += path.stat().st_size // plan.target.frame_bytes
+            except FileNotFoundError:
+                # Renamed between listing and looking: the next look counts it whole.
+                continue
+        done = min(done, plan.frames)
+        if not self._samples or done != self._samples[-1][1]:
+            self._samples.append((now, done))
+        while len(self._samples) > 2 and self._samples[1][0] < now - _SPEED_WINDOW:
+            self._samples.pop(0)
+        (first_at, first), (last_at, last) = self._samples[0], self._samples[-1]
+        speed = (last - first) / (last_at - first_at) if last > first else None
+        eta = (plan.frames - done) / speed if speed else None
+        return Progress(done, plan.frames, encoded, len(plan.chunks), speed, eta, phase)
+
+
+Observer = Callable[[Progress], None]
+_observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
+
+
+@contextmanager
+def observed_by(observer: Observer) -> Iterator[None]:
+    """Have `observer` called with the progress of the jobs run inside the block, about once a second."""
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
+
+
+def report(progress: Progress) -> None:
+    """Tell the observer, if there is one."""
+    if observer := _observer.get():
+        observer(progress)

@@ -1,0 +1,91 @@
+"""Verify: read the written result back and compare it with what was promised. Nothing is published before."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import xxhash
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.errors import VerificationError
+from tasks.media.mux import MuxReport, payload
+from tasks.media.probe import SourceFacts, open_source, probe
+from tasks.plan import Plan, load_plan
+
+
+@task(name="verify", tags={"pool:cpu"}, cache_policy=NO_CACHE)
+def verify(plan: str, muxed: MuxReport) -> None:
+    """Check the result of the plan at path `plan`."""
+    verify_result(load_plan(Path(plan)), muxed)
+
+
+def verify_result(plan: Plan, muxed: MuxReport) -> None:
+    """Compare the result with the plan and with what was handed to the muxer.
+
+    Every packet is read back: number, times and content of the video packets, number and content of all others. That
+    the packets decode to whole frames was established when each chunk was encoded, and equal packets decode equally.
+
+    Raises:
+        VerificationError: Naming the first difference.
+    """
+    result = probe(plan.result)
+    _compare_pictures(plan, result)
+    expected = plan.table.pts.astype(object) * plan.table.time_base - _start_seconds(plan)
+    times: list[Fraction] = []
+    streams = [result.video_index, *(index for index in range(len(result.streams)) if index != result.video_index)]
+    digests = [xxhash.xxh3_128() for _ in streams]
+    counts = [0] * len(streams)
+    tick = Fraction(1, 1000)
+    with open_source(plan.result) as container:
+        tick = container.streams[result.video_index].time_base or tick
+        for packet in container.demux():
+            if packet.size == 0:
+                continue
+            position = streams.index(packet.stream_index)
+            digests[position].update(payload(packet))
+            counts[position] += 1
+            if position == 0:
+                times.append((packet.pts or 0) * tick)
+    if len(times) != plan.frames:
+        raise _difference(f"the result has {len(times)} frames, the source {plan.frames}")
+    times.sort()
+    # Half a tick of the container, plus what rounding the source's start to its own tick can add.
+    tolerance = tick / 2 + Fraction(1, av.time_base)
+    for number, (written, wanted) in enumerate(zip(times, expected, strict=True)):
+        if abs(written - wanted) > tolerance:
+            raise _difference(f"frame {number} is shown at {float(written):.6f} s instead of {float(wanted):.6f} s")
+    if digests[0].hexdigest() != muxed.video_digest:
+        raise _difference("the video packets read back differ from those written")
+    carried = list(plan.carried.indexes)
+    for position, index in enumerate(carried, start=1):
+        if position >= len(streams) or counts[position] != muxed.other_packets[index]:
+            found = counts[position] if position < len(streams) else 0
+            raise _difference(f"stream {index} has {found} packets, the source {muxed.other_packets[index]}")
+        if digests[position].hexdigest() != muxed.other_digests[index]:
+            raise _difference(f"the packets of stream {index} differ from the source's")
+
+
+def _start_seconds(plan: Plan) -> Fraction:
+    with open_source(Path(plan.facts.path)) as source:
+        return Fraction(source.start_time or 0, av.time_base)
+
+
+def _compare_pictures(plan: Plan, result: SourceFacts) -> None:
+    wanted, found = plan.target, result.picture
+    if (found.width, found.height, found.pix_fmt) != (wanted.width, wanted.height, wanted.pix_fmt):
+        raise _difference(f"the picture is {found.width}x{found.height} {found.pix_fmt}")
+    if (found.colour.matrix, found.colour.full_range) != (wanted.colour.matrix, wanted.colour.full_range):
+        raise _difference(f"the colour is tagged {found.colour.matrix}, full range {found.colour.full_range}")
+    if result.sample_aspect_ratio != plan.facts.sample_aspect_ratio:
+        raise _difference(
+            f"the sample aspect ratio is {result.sample_aspect_ratio}, the source's {plan.facts.sample_aspect_ratio}"
+        )
+
+
+def _difference(what: str) -> VerificationError:
+    return VerificationError(
+        f"verification failed: {what}; nothing was published", "Run the same command again with --fresh"
+    )
