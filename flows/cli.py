@@ -134,7 +134,7 @@ def _upscale(arguments: argparse.Namespace) -> None:
     from flows.terminal import show_progress, show_start, show_summary
 
     show_start(checked)
-    with _working_place(), show_progress(checked) as observer:
+    with show_progress(checked) as observer, _working_place():
         from flows.parameters import UpscaleOptions
         from flows.upscale_video import upscale_video
         from tasks.track import observed_by
@@ -149,13 +149,23 @@ def _upscale(arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def _working_place() -> Iterator[None]:
-    """A Prefect API and open pools, started side by side while the flow's modules load."""
+    """A Prefect API and open pools. Both start in the background while the flow's modules load, which takes as long."""
     from infra.prefect_server import ensure_api
 
-    from infra.pools import local_pools, open_pools
+    api = ensure_api().start()
+    try:
+        from infra.pools import local_pools, open_pools
 
-    with ensure_api(), open_pools(local_pools()):
-        yield
+        pools = open_pools(local_pools()).start()
+        try:
+            import flows.upscale_video  # noqa: F401
+
+            with api, pools:
+                yield
+        finally:
+            pools.close()
+    finally:
+        api.stop()
 
 
 def _probe(arguments: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 
 from flows.parameters import UpscaleOptions
 from infra.pools import PoolTaskRunner
@@ -44,7 +45,8 @@ from tasks.stage import stage
 from tasks.upscale import upscale
 from tasks.verify import verify
 
-#: Attempts at one chunk before the job gives up. Only failures that another attempt can mend are repeated.
+#: Attempts at one chunk before the job gives up. Only failures that another attempt can mend are repeated; lost workers
+#: are not counted here, the task runner has already repeated those.
 CHUNK_ATTEMPTS: Final = 3
 
 #: Seconds between two looks at the progress, and between two updates of the progress artifact in the UI.
@@ -87,9 +89,17 @@ class UpscaleResult:
         return asdict(self)
 
 
+def _run_name() -> str:
+    """For example `bbb-10s x2 compact`."""
+    given = flow_run.parameters
+    options = UpscaleOptions.model_validate(given["options"])
+    size = f"{options.height} rows" if options.height else f"x{options.scale}"
+    return f"{Path(given['source']).stem} {size} {Path(options.model).stem}"
+
+
 @flow(
     name="upscale-video",
-    flow_run_name="{source} x{options.scale} {options.model}",
+    flow_run_name=_run_name,
     task_runner=PoolTaskRunner(),  # type: ignore[arg-type]
     validate_parameters=True,
 )
@@ -189,7 +199,7 @@ def _run_chunks(job: Plan, path: str, chunks: list[Chunk], meter: _Meter) -> lis
         failure = _failure(run)
         if failure is None:
             reports += [future.result() for future in run.futures]
-        elif run.attempt < CHUNK_ATTEMPTS and isinstance(failure, ChunkFileError | FfmpegError | PoolError):
+        elif run.attempt < CHUNK_ATTEMPTS and isinstance(failure, ChunkFileError | FfmpegError):
             get_run_logger().warning(
                 "chunk %d (frames %d-%d), attempt %d: %s",
                 run.chunk.index,

@@ -46,6 +46,7 @@ class ProgressMeter:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._finished: set[int] = set()
+        self._idle_at: int | None = None
         self._samples: list[tuple[float, int]] = []
 
     def look(self, phase: str = "upscaling") -> Progress:
@@ -66,12 +67,17 @@ class ProgressMeter:
                 # Renamed between listing and looking: the next look counts it whole.
                 continue
         done = min(done, plan.frames)
-        if not self._samples or done != self._samples[-1][1]:
+        if self._idle_at is None:
+            self._idle_at = done
+        # Nothing is measured before the first frame: workers starting and models loading are not speed.
+        if done > self._idle_at and (not self._samples or done != self._samples[-1][1]):
             self._samples.append((now, done))
         while len(self._samples) > 2 and self._samples[1][0] < now - _SPEED_WINDOW:
             self._samples.pop(0)
-        (first_at, first), (last_at, last) = self._samples[0], self._samples[-1]
-        speed = (last - first) / (last_at - first_at) if last > first else None
+        speed = None
+        if len(self._samples) > 1:
+            (first_at, first), (last_at, last) = self._samples[0], self._samples[-1]
+            speed = (last - first) / (last_at - first_at)
         eta = (plan.frames - done) / speed if speed else None
         return Progress(done, plan.frames, encoded, len(plan.chunks), speed, eta, phase)
 

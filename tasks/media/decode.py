@@ -106,7 +106,7 @@ def _tolerant_decode(container: InputContainer, index: int) -> Iterator[av.Video
     try:
         for packet in container.demux(stream):
             try:
-                yield from packet.decode()  # type: ignore[misc]
+                yield from packet.decode()
             except av.error.FFmpegError:
                 continue
     except av.error.FFmpegError:

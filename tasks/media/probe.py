@@ -6,6 +6,7 @@ cannot be processed faithfully into an error that names them. Both take a fracti
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -27,8 +28,8 @@ PRIMARIES: Final = {1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "s
 PRIMARIES.update({10: "smpte428", 11: "smpte431", 12: "smpte432", 22: "jedec-p22"})
 TRANSFERS: Final = {
     1: "bt709",
-    4: "gamma22",
-    5: "gamma28",
+    4: "bt470m",
+    5: "bt470bg",
     6: "smpte170m",
     7: "smpte240m",
     8: "linear",
@@ -135,6 +136,9 @@ def open_source(path: Path) -> InputContainer:
     try:
         return av.open(f"file:{path}", options={"protocol_whitelist": PROTOCOLS}, metadata_errors="replace")
     except PermissionError as error:
+        # A concat script that names files elsewhere ends in the same error as a file that must not be read.
+        if os.access(path, os.R_OK):
+            raise SourceError(*_why_unreadable(path)) from error
         raise SourceError(f"{path} cannot be read", "Check its permissions") from error
     except av.error.FFmpegError as error:
         raise SourceError(*_why_unreadable(path)) from error

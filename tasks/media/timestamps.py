@@ -108,7 +108,7 @@ def scan_packets(facts: SourceFacts, tick: Callable[[], None] = lambda: None) ->
             raise FrameError(
                 f"{path}: reading stops after frame {len(pts)} ({error})", _CUT_REMEDY, frame=len(pts)
             ) from error
-    if not pts:
+    if not pts and not untimed:
         raise SourceError(
             f"{path}: video stream {facts.video_index} holds no frame", "The file is damaged or was cut off"
         )
