@@ -67,13 +67,14 @@ def show_progress(checked: CheckedRequest) -> Iterator[Callable[[JobProgress], N
 
 
 def _plain_reporter() -> Callable[[JobProgress], None]:
-    said = {"share": -1.0, "phase": ""}
+    said_share, said_phase = -1.0, ""
 
     def observe(progress: JobProgress) -> None:
+        nonlocal said_share, said_phase
         share = progress.frames_done / progress.frames_total
-        if share < float(said["share"]) + _PLAIN_STEP and progress.phase == said["phase"]:
+        if share < said_share + _PLAIN_STEP and progress.phase == said_phase:
             return
-        said.update(share=share, phase=progress.phase)
+        said_share, said_phase = share, progress.phase
         speed = f", {progress.frames_per_second:.2f} frames/s" if progress.frames_per_second else ""
         eta = f", {_duration(progress.eta_seconds)} left" if progress.eta_seconds else ""
         _console.print(

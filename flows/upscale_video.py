@@ -18,7 +18,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
+from uuid import UUID
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
@@ -155,7 +156,8 @@ class _Meter:
 
     def __init__(self, job: Plan) -> None:
         self._meter = track.ProgressMeter(job)
-        self._artifact = create_progress_artifact(0.0, key="progress", description="Frames upscaled")
+        # Typed as maybe a coroutine; in a flow that is not async it is the identifier.
+        self._artifact = cast(UUID, create_progress_artifact(0.0, key="progress", description="Frames upscaled"))
         self._updated = time.monotonic()
         self.report("upscaling")
 
@@ -217,8 +219,8 @@ def _run_chunks(job: Plan, path: str, chunks: list[Chunk], meter: _Meter) -> lis
 def _submit(job: Plan, path: str, chunk: Chunk, attempt: int, settled: Callable[[_ChunkRun], None]) -> None:
     label = f"{chunk.index + 1}/{len(job.chunks)} frames {chunk.first}-{chunk.last}"
     extracted = extract.submit(path, chunk.index, label)
-    upscaled = upscale.submit(path, chunk.index, label, extracted)
-    encoded = encode.submit(path, chunk.index, label, upscaled)
+    upscaled = upscale.submit(path, chunk.index, label, return_state=False, wait_for=[extracted])
+    encoded = encode.submit(path, chunk.index, label, return_state=False, wait_for=[upscaled])
     run = _ChunkRun(chunk, attempt, (extracted, upscaled, encoded))
     encoded.add_done_callback(lambda _: settled(run))
 

@@ -17,8 +17,8 @@ from tasks.plan import Plan, load_plan
 
 
 @task(name="encode", task_run_name="encode {label}", tags={"pool:cpu"}, cache_policy=NO_CACHE)
-def encode(plan: str, index: int, label: str, upscaled: StageReport) -> StageReport:
-    """Make the encoded chunk `index` of the plan at path `plan`; `upscaled` only orders the stages."""
+def encode(plan: str, index: int, label: str) -> StageReport:
+    """Make the encoded chunk `index` of the plan at path `plan`."""
     loaded = load_plan(Path(plan))
     return encode_upscaled(loaded, loaded.chunks[index])
 

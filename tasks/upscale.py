@@ -32,8 +32,8 @@ _WRITES_PENDING = 2
 
 
 @task(name="upscale", task_run_name="upscale {label}", tags={"pool:gpu"}, cache_policy=NO_CACHE)
-def upscale(plan: str, index: int, label: str, extracted: StageReport) -> StageReport:
-    """Make the upscaled chunk file of chunk `index` of the plan at path `plan`; `extracted` only orders the stages."""
+def upscale(plan: str, index: int, label: str) -> StageReport:
+    """Make the upscaled chunk file of chunk `index` of the plan at path `plan`."""
     loaded = load_plan(Path(plan))
     return upscale_chunk(loaded, loaded.chunks[index])
 
