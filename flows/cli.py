@@ -141,7 +141,7 @@ def _upscale(arguments: argparse.Namespace) -> None:
 
         options = UpscaleOptions.from_request(request)
         with observed_by(observer):
-            result = upscale_video(str(Path(request.source).expanduser().absolute()), request.destination, options)
+            result = upscale_video(str(request.source_path), str(request.destination_path), options)
     result["startup_seconds"] = round(result["startup_seconds"] + result.pop("flow_started") - began, 3)
     show_summary(result)
     _print_json(arguments.json, result)

@@ -133,7 +133,7 @@ def upscale_video(source: str, destination: str, options: UpscaleOptions = Upsca
         path = str(save_plan(job))
         reports: list[StageReport] = []
         reused = list(job.chunks)
-        if not is_published(job.folder, Path(job.request.destination).expanduser().absolute()):
+        if not is_published(job.folder, job.request.destination_path):
             reused = [chunk for chunk in job.chunks if is_encoded(job, chunk)]
             meter = _Meter(job)
             reports = _run_chunks(job, path, [chunk for chunk in job.chunks if chunk not in reused], meter)
@@ -256,7 +256,7 @@ def _summarise(job: Plan, reports: list[StageReport], reused: int, started: floa
     frames = sum(job.chunks[report.chunk].frames for report in upscaled)
     return UpscaleResult(
         status="published",
-        output=str(Path(job.request.destination).expanduser().absolute()),
+        output=str(job.request.destination_path),
         job_id=job.job_id,
         frames_in=job.frames + job.damaged_frames,
         frames_out=job.frames,

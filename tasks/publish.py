@@ -31,7 +31,7 @@ def publish_result(plan: Plan) -> str:
     Raises:
         DestinationError: It appeared meanwhile, or cannot be written.
     """
-    destination = Path(plan.request.destination).expanduser().absolute()
+    destination = plan.request.destination_path
     check_destination(Path(plan.facts.path), destination, plan.request.overwrite)
     digest = file_digest(plan.result)
     partial = destination.with_name(f".{destination.name}.{plan.job_id}.partial")

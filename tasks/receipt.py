@@ -27,7 +27,7 @@ def is_published(folder: Path, destination: Path) -> bool:
     try:
         receipt = json.loads((folder / NAME).read_text())
         return receipt["destination"] == str(destination) and receipt["digest"] == file_digest(destination)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

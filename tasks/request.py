@@ -62,6 +62,16 @@ class UpscaleRequest:
     fresh: bool = False
     """Do not use chunks of an earlier, interrupted run."""
 
+    @property
+    def source_path(self) -> Path:
+        return Path(self.source).expanduser().resolve()
+
+    @property
+    def destination_path(self) -> Path:
+        """Absolute; a link at the destination itself is replaced, not followed."""
+        path = Path(self.destination).expanduser()
+        return path.parent.resolve() / path.name
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -116,8 +126,7 @@ def check_request(request: UpscaleRequest) -> CheckedRequest:
     """
     _check_numbers(request)
     profile = find_profile(request.encoder)
-    source = Path(request.source).expanduser().absolute()
-    destination = Path(request.destination).expanduser().absolute()
+    source, destination = request.source_path, request.destination_path
     facts = probe(source)
     refuse_unsupported(facts)
     muxer = muxer_of(destination)

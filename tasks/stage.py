@@ -17,7 +17,7 @@ def stage(source: str) -> str:
     Raises:
         SourceError: A worker cannot see the file.
     """
-    path = Path(source).expanduser().absolute()
+    path = Path(source).expanduser().resolve()
     if not path.is_file():
         raise SourceError(f"{path} is not visible on worker nodes", "Put it on the file system that all nodes share")
     return str(path)
