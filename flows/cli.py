@@ -154,9 +154,10 @@ def _working_place() -> Iterator[None]:
 
     api = ensure_api().start()
     try:
-        from infra.pools import local_pools, open_pools
+        from flows.pools import pools_of_this_machine
+        from infra.pools import open_pools
 
-        pools = open_pools(local_pools()).start()
+        pools = open_pools(pools_of_this_machine()).start()
         try:
             import flows.upscale_video  # noqa: F401
 

@@ -28,6 +28,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from flows.parameters import UpscaleOptions
+from flows.pools import pools_of_this_machine
 from infra.pools import PoolTaskRunner
 from tasks import track
 from tasks.assemble import assemble
@@ -101,7 +102,7 @@ def _run_name() -> str:
 @flow(
     name="upscale-video",
     flow_run_name=_run_name,
-    task_runner=PoolTaskRunner(),  # type: ignore[arg-type]
+    task_runner=PoolTaskRunner(pools_of_this_machine),  # type: ignore[arg-type]
     validate_parameters=True,
 )
 def upscale_video(source: str, destination: str, options: UpscaleOptions = UpscaleOptions()) -> dict[str, Any]:  # noqa: B008

@@ -53,6 +53,7 @@ class ProgressMeter:
         """Count what is there now."""
         plan, now = self._plan, time.monotonic()
         encoded = done = 0
+        writing = self._being_written()
         for chunk in plan.chunks:
             if chunk.index in self._finished or plan.encoded(chunk).exists():
                 self._finished.add(chunk.index)
@@ -60,12 +61,8 @@ class ProgressMeter:
                 done += chunk.frames
             elif plan.upscaled(chunk).exists():
                 done += chunk.frames
-        for path in plan.folder.glob("upscale-*.partial-*"):
-            try:
-                done += path.stat().st_size // plan.target.frame_bytes
-            except FileNotFoundError:
-                # Renamed between listing and looking: the next look counts it whole.
-                continue
+            else:
+                done += writing.get(plan.upscaled(chunk).name, 0)
         done = min(done, plan.frames)
         if self._idle_at is None:
             self._idle_at = done
@@ -80,6 +77,18 @@ class ProgressMeter:
             speed = (last - first) / (last_at - first_at)
         eta = (plan.frames - done) / speed if speed else None
         return Progress(done, plan.frames, encoded, len(plan.chunks), speed, eta, phase)
+
+    def _being_written(self) -> dict[str, int]:
+        """Frames in the unfinished file of each chunk; the longest one where a lost worker left another behind."""
+        frames: dict[str, int] = {}
+        for path in self._plan.folder.glob("upscale-*.partial-*"):
+            name = path.name.partition(".partial-")[0]
+            try:
+                frames[name] = max(frames.get(name, 0), path.stat().st_size // self._plan.target.frame_bytes)
+            except FileNotFoundError:
+                # Renamed between listing and looking: its chunk counts as a whole by now.
+                continue
+        return frames
 
 
 Observer = Callable[[Progress], None]

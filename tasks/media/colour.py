@@ -49,7 +49,7 @@ CHROMA_SITES: Final[dict[str, tuple[float, float]]] = {
 
 @dataclass(frozen=True)
 class CodeValues:
-    """How luma 0..1 and chroma -1/2..1/2 become integers: `code = offset + scale * value` (H.273, equations 20 to 25)."""
+    """How luma 0..1 and chroma -1/2..1/2 become integers: `offset + scale * value` (H.273, equations 20 to 25)."""
 
     peak: int
     """Largest code value."""
@@ -228,7 +228,7 @@ class RgbToPlanes:
         )
 
     def _edge_gains(self, scale: int, h: int, w: int) -> tuple[Tensor, Tensor]:
-        """float32 `[1, 2 * samples, h, 1]` and `[1, 2 * samples, 1, w]`: one over the sum of the taps inside the picture."""
+        """One over the sum of the taps inside: float32 `[1, 2 * samples, h, 1]` and `[1, 2 * samples, 1, w]`."""
         key = (scale, h, w)
         if key not in self._edges:
             gains = []
@@ -267,13 +267,13 @@ def _write(values: Tensor, planes: Tensor, cell: tuple[int, int], peak: int) -> 
     n, channels, h, w = values.shape
     rows, columns = cell
     count = channels // (rows * columns)
-    codes = values.clamp_(0, peak).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    codes = values.clamp_(0, peak).to(torch.uint8).permute(0, 2, 3, 1).reshape(-1)
     if columns in _RUNS:
         # The columns of a cell lie side by side: as one wide integer they cost one move, not one each.
         cells = codes.view(_RUNS[columns]).view(n, h, w, count, rows, 1)
     else:
         cells = codes.view(n, h, w, count, rows, columns)
-    image = cells.permute(0, 3, 1, 4, 2, 5).contiguous().view(torch.uint8).view(n, count, h * rows, w * columns)
+    image = cells.permute(0, 3, 1, 4, 2, 5).reshape(-1).view(torch.uint8).view(n, count, h * rows, w * columns)
     planes.copy_(image[:, :, : planes.shape[2], : planes.shape[3]])
 
 
@@ -302,7 +302,7 @@ def _enlarging_taps(cell: int, site: float) -> np.ndarray:
 
 
 def _reducing_taps(cell: int, site: float, scale: int) -> np.ndarray:
-    """float64 `[samples, taps, scale]`: weights of the pixels around, grouped by `scale` pixels, own group in the middle.
+    """float64 `[samples, taps, scale]`: weights of the pixels around, in groups of `scale`, the own one in the middle.
 
     A group holds `scale / cell` chroma samples.
     """

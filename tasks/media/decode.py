@@ -14,6 +14,7 @@ from pathlib import Path
 import av.error
 import numpy as np
 from av.container import InputContainer
+from av.video.frame import PictureType
 from numpy.typing import NDArray
 
 from tasks.errors import FrameError, UnsupportedSourceError
@@ -87,15 +88,19 @@ def _decode_from(
     with open_source(Path(facts.path)) as container:
         stream = video_stream(container, facts.video_index)
         context = stream.codec_context
-        context.thread_type = "AUTO"
+        # Not frame threads: with strict error detection one refused packet makes them refuse all that follow.
+        context.thread_type = "SLICE"
         context.thread_count = threads
         context.options = _STRICT
         if start is not None:
             container.seek(start, stream=stream, backward=True, any_frame=False)
         for frame in _tolerant_decode(container, facts.video_index):
+            if frame.pts == start and frame.pict_type == PictureType.I:
+                start = None
             if frame.pts is None or frame.pts < first_pts or frame.is_corrupt:
                 continue
-            if frame.pts > last_pts:
+            # A stream of intra refresh has "key frames" that are no whole pictures: nothing after one can be trusted.
+            if frame.pts > last_pts or start is not None:
                 return
             yield frame
 

@@ -214,13 +214,22 @@ def probe(path: Path) -> SourceFacts:
             pix_fmt=frame.format.name,
             colour=colour,
             colour_assumed=assumed,
-            frame_rate=stream.average_rate or stream.guessed_rate,
+            frame_rate=_exact_rate(stream.average_rate or stream.guessed_rate),
             time_base=stream.time_base or Fraction(1, av.time_base),
             declared_frames=stream.frames,
             sample_aspect_ratio=aspect if aspect else Fraction(1),
             field_order="tt" if frame.interlaced_frame and order in ("unknown", "progressive") else order,
             rotation=int(frame.rotation or 0),
         )
+
+
+def _exact_rate(rate: Fraction | None) -> Fraction | None:
+    """Undo libavformat's rounding: Matroska rates are reduced to numerators below 30000, 60000/1001 becomes 19001/317."""
+    if rate is not None:
+        exact = Fraction(round(rate * 1001 / 1000) * 1000, 1001)
+        if rate != exact and abs(rate / exact - 1) < Fraction(1, 1_000_000):
+            return exact
+    return rate
 
 
 def _stream_facts(stream: Any) -> StreamFacts:

@@ -199,7 +199,8 @@ def _architecture_of(shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[
             "num_block": len(blocks),
             "num_grow": grow[0],
         }
-    layers = sorted((int(m[1]), shape) for key, shape in shapes.items() if (m := re.fullmatch(r"body\.(\d+)\.weight", key)))
+    numbered = ((re.fullmatch(r"body\.(\d+)\.weight", key), shape) for key, shape in shapes.items())
+    layers = sorted((int(match[1]), shape) for match, shape in numbered if match)
     convolutions = [shape for _, shape in layers if len(shape) == 4]
     if len(convolutions) < 2 or len(layers) != 2 * len(convolutions) - 1 or convolutions[0][1:] != (3, 3, 3):
         raise unknown

@@ -17,8 +17,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,7 +45,10 @@ SMALLEST_TILE: Final = 32
 _PIXELS_PER_BATCH: Final = 2 << 20
 _LARGEST_BATCH: Final = 8
 
-#: On a CPU, an activation of an `srvgg` network is cut into strips of about this size (see `low_resolution_output`).
+#: On a CPU, activations of an `srvgg` network larger than this are cut into strips (see `low_resolution_output`).
+#: Outside the main thread glibc cannot keep a freed block of 64 MiB or more, whatever it is told: it would be mapped
+#: and cleared anew for every layer. Below that, strips would only cost the copying of their borders.
+_WHOLE_BYTES: Final = 48 << 20
 _STRIP_BYTES: Final = 8 << 20
 
 
@@ -70,10 +73,10 @@ class EngineDescription:
 class Engine:
     """A network on a device, for frames of one size.
 
-    Tiles overlap by the network's receptive field, so a tiled result of an `srvgg` network in fp32 on the CPU equals the
-    untiled one bit for bit. For `rrdb` the overlap is 32 pixels, which leaves differences of one code value in a small
-    share of pixels near tile borders; frames are therefore tiled only if memory demands it. When memory does not
-    suffice, batch and tile are halved and the work is repeated.
+    Tiles overlap by the network's receptive field, so in fp32 on the CPU a tiled result of an `srvgg` network equals
+    the untiled one bit for bit. For `rrdb` the overlap is 32 pixels, which leaves differences near tile borders (with
+    random weights one code value in one of 100,000 samples); frames are therefore tiled only if memory demands it. When
+    memory does not suffice, batch and tile are halved and the work is repeated.
 
     On a GPU, cuDNN's choice of algorithms is by rule and not by timing, so that the same chunk gives the same bytes
     tomorrow; `autotune=True` gives that up for speed.
@@ -235,11 +238,16 @@ class Engine:
 
         with self._lock, self._settings():
             for i in range(n):
-                result[i] = self._until_finite(torch.from_numpy(frames[i : i + 1]).to(self.device), convert, i)[0]
+                image = torch.from_numpy(frames[i : i + 1].copy()).to(self.device)
+                result[i] = self._until_finite(image, convert, i)[0].cpu().numpy()
         return result
 
     def _distinct(self, frames: np.ndarray) -> tuple[list[int], list[int]]:
-        """Indices of the frames that must be computed, and for each frame its place among them (-1: as the last call's last)."""
+        """Which frames must be computed.
+
+        Returns:
+            Their indices, and for each frame its place among them; -1 for frames equal to the last of the last call.
+        """
         if not self._reuse:
             return list(range(len(frames))), list(range(len(frames)))
         distinct: list[int] = []
@@ -258,8 +266,7 @@ class Engine:
         if self.device.type == "cpu":
             out = torch.from_numpy(result)
             for i in range(len(frames)):
-                # A read-only array is fine: the tensor over it is only read.
-                frame = torch.frombuffer(memoryview(np.ascontiguousarray(frames[i])), dtype=torch.uint8)[None]
+                frame = torch.from_numpy(frames[i : i + 1].copy())  # of its own: the caller's may be read-only
                 out[i] = self._until_finite(frame, self._convert, first_frame + i)[0]
             return result
         self._upscale_on_gpu(frames, result, first_frame)
@@ -279,10 +286,13 @@ class Engine:
         return self._to_planes(image), finite
 
     def _enlarge(self, rgb: Tensor, precision: str) -> tuple[Tensor, Tensor]:
-        """float32 RGB in 0..1 through the network: float32 in 0..1 as `_image` takes it, and bool `[n]` whether finite."""
-        n, _, h, w = rgb.shape
-        multiple = self.card.size_multiple
-        rgb = _pad_to_multiple(rgb, multiple)
+        """Float32 RGB in 0..1 through the network.
+
+        Returns:
+            float32 in 0..1 as `_image` takes it, and bool `[n]`: whether all of it was finite.
+        """
+        h, w = rgb.shape[2:]
+        rgb = _pad_to_multiple(rgb, self.card.size_multiple)
         rgb = rgb.to(PRECISIONS[precision]).contiguous(memory_format=torch.channels_last)
         output = self._tiled(rgb, self._network(precision))
         # A sum is finite only if every value is (and none is so large that it would be wrong anyway).
@@ -302,9 +312,9 @@ class Engine:
         def run(part: Tensor) -> Tensor:
             if not srvgg:
                 return network(part)
-            # A GPU wants large kernels; a CPU wants activations that fit into its cache.
             row_bytes = part.shape[0] * part.shape[3] * self.card.num_feat * part.element_size()
-            rows = max(8, _STRIP_BYTES // row_bytes) if self.device.type == "cpu" else None
+            large = self.device.type == "cpu" and row_bytes * part.shape[2] > _WHOLE_BYTES
+            rows = max(8, _STRIP_BYTES // row_bytes) if large else None
             return networks.low_resolution_output(network, part, rows)
 
         n, _, h, w = x.shape
@@ -331,7 +341,7 @@ class Engine:
         self, frames: Tensor, convert: Callable[[Tensor, str], tuple[Tensor, Tensor]], first_frame: int
     ) -> Tensor:
         """`convert` with a precision in which every result is finite, each frame on its own from the first retry on."""
-        result, finite = self._within_memory(lambda: convert(frames, self.precision), first_frame)
+        result, finite = self._within_memory(partial(convert, frames, self.precision), first_frame)
         if bool(finite.all()):
             return result
         for i in (~finite).nonzero().flatten().tolist():
@@ -342,7 +352,7 @@ class Engine:
         self, frame: Tensor, convert: Callable[[Tensor, str], tuple[Tensor, Tensor]], index: int
     ) -> Tensor:
         for precision in _fallbacks(self.precision):
-            result, finite = self._within_memory(lambda precision=precision: convert(frame, precision), index)
+            result, finite = self._within_memory(partial(convert, frame, precision), index)
             if bool(finite.all()):
                 return result[0]
         raise FrameError(
@@ -409,7 +419,8 @@ class Engine:
             result[start : start + count] = slot.output.numpy()[:count]
             for i in (~slot.finite[:count]).nonzero().flatten().tolist():
                 frame = torch.from_numpy(frames[start + i : start + i + 1].copy()).to(self.device)
-                result[start + i] = self._in_other_precisions(frame, self._convert, first_frame + start + i).cpu().numpy()
+                repeated = self._in_other_precisions(frame, self._convert, first_frame + start + i)
+                result[start + i] = repeated.cpu().numpy()
 
         turn = 0
         while position < len(frames):
@@ -442,9 +453,8 @@ class Engine:
         if precision not in self._networks:
             network = networks.build(self.card)
             network.load_state_dict(self._state)
-            self._networks[precision] = network.to(
-                device=self.device, dtype=PRECISIONS[precision], memory_format=torch.channels_last
-            )
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._networks[precision] = network.to(device=self.device, dtype=PRECISIONS[precision])
         return self._networks[precision]
 
     def _fit_into_memory(self, choose_batch: bool, choose_tile: bool) -> None:
@@ -452,7 +462,7 @@ class Engine:
         free = free_memory(self.device)
         around = 4 * (6 * self.source.width * self.source.height + 9 * self.target.width * self.target.height)
         around += 4 * 6 * self.card.scale**2 * self.source.width * self.source.height
-        per_pixel = _network_bytes_per_pixel(self.card, PRECISIONS[self.precision])
+        per_pixel = _network_bytes_per_pixel(self.card, self.device, PRECISIONS[self.precision])
         pixels = self.source.width * self.source.height
         while choose_batch and self._batch > 1 and self._batch * (around + per_pixel * pixels) > free:
             self._batch //= 2
@@ -502,7 +512,9 @@ def _check_size(card: ModelCard, source: PictureFormat, target: PictureFormat) -
         remedy = f"Use a model of a larger scale: {', '.join(fitting)}" if fitting else "Ask for a smaller size"
         raise ModelError(f"{card.name} enlarges {card.scale} times, {asked:.4g} times is asked for", remedy)
     if min(source.width, source.height) < 2 * card.size_multiple:
-        raise SettingsError(f"Frames of {source.width}x{source.height} are too small for {card.name}", "Use another model")
+        raise SettingsError(
+            f"Frames of {source.width}x{source.height} are too small for {card.name}", "Use another model"
+        )
 
 
 def _device(name: str) -> torch.device:
@@ -546,14 +558,14 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return any(sign in text for sign in ("out of memory", "can't allocate memory", "cannot allocate", "alloc_failed"))
 
 
-def _network_bytes_per_pixel(card: ModelCard, dtype: torch.dtype) -> int:
+def _network_bytes_per_pixel(card: ModelCard, device: torch.device, dtype: torch.dtype) -> int:
     """Most memory a network holds at a time, per input pixel.
 
-    `srvgg`: three activations of `num_feat` channels, and the last layer. `rrdb`: three activations at the output's
-    resolution, and below it a dense block with the copies its concatenations make.
+    `srvgg`: three activations of `num_feat` channels (on a CPU mere strips of them) and the last layer. `rrdb`: three
+    activations at the output's resolution, and below it a dense block with the copies its concatenations make.
     """
     if card.architecture == "srvgg":
-        values = 3 * card.num_feat + 2 * 3 * card.scale**2
+        values = (0 if device.type == "cpu" else 3 * card.num_feat) + 2 * 3 * card.scale**2
     else:
         block = 4 * card.num_feat + 14 * card.num_grow
         values = (3 * 16 * card.num_feat + block) // card.size_multiple**2
@@ -561,7 +573,7 @@ def _network_bytes_per_pixel(card: ModelCard, dtype: torch.dtype) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes an engine may plan with: most of a GPU's free memory, half of what the machine or its container has left."""
+    """Bytes an engine may plan with: most of a GPU's free memory, half of what machine and container have left."""
     if device.type == "cuda":
         return int(0.85 * torch.cuda.mem_get_info(device)[0])
     limits = []
@@ -580,8 +592,9 @@ def keep_freed_memory() -> bool:
     """Make glibc keep freed memory instead of returning every large block to the kernel.
 
     An activation is freed and allocated again for each layer; by default glibc maps each anew and the kernel clears
-    every page of it again, which costs as much time as the arithmetic on some machines. Holds for the whole process and
-    all its threads, whether torch is imported already or not.
+    every page of it again, which costs as much time as the arithmetic on some machines. Holds for the whole process,
+    whether torch is imported already or not; outside the main thread, whose heap alone grows without end, for blocks
+    below 64 MiB.
 
     Returns:
         Whether the C library is glibc and took the settings.
@@ -620,10 +633,10 @@ def matmul_peak(device: torch.device | str = "cpu", precision: str = "fp32", sec
     device = torch.device(device)
     size = 8192 if device.type == "cuda" else 1536
     a, b = (torch.rand(size, size, device=device).to(PRECISIONS[precision]) for _ in range(2))
+    torch.mm(a, b)
     best = math.inf
     deadline = time.perf_counter() + seconds
-    torch.mm(a, b)
-    while time.perf_counter() < deadline:
+    while best == math.inf or time.perf_counter() < deadline:
         _synchronize(device)
         started = time.perf_counter()
         torch.mm(a, b)

@@ -72,7 +72,7 @@ def low_resolution_output(network: nn.Module, x: Tensor, rows: int | None = None
     Returns:
         float `[n, 3 * scale**2, h, w]`; `F.pixel_shuffle(result, scale)` is what `network(x)` is.
     """
-    layers: nn.ModuleList = network.body  # type: ignore[assignment]
+    layers: list[Any] = list(network.body)  # type: ignore[arg-type]
     steps = list(itertools.zip_longest(layers[0::2], layers[1::2]))  # a convolution and its PReLU; none after the last
     n, _, h, w = x.shape
     if rows is None or rows >= h:

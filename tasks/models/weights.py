@@ -63,6 +63,11 @@ def locate(card: ModelCard) -> Path:
     return _read_checked(card)[0]
 
 
+def is_present(card: ModelCard) -> bool:
+    """Whether a weight file of `card` is on this machine; `locate` says whether it is the right one."""
+    return any(path.is_file() for path in _candidates(card))
+
+
 def content_hash(card: ModelCard) -> str:
     """SHA-256 of the weight file as hex digits: two models are the same if and only if this is. Reads no file."""
     return card.sha256
@@ -81,14 +86,19 @@ def load_state(card: ModelCard) -> dict[str, Tensor]:
     if missing := sorted(expected.keys() - state.keys()):
         raise ModelError(f"{path} lacks {len(missing)} weights of {card.name}, {missing[0]} first", _OTHER_FILE)
     if extra := sorted(state.keys() - expected.keys()):
-        raise ModelError(f"{path} has {len(extra)} weights that {card.name} has no use for, {extra[0]} first", _OTHER_FILE)
+        raise ModelError(
+            f"{path} has {len(extra)} weights that {card.name} has no use for, {extra[0]} first", _OTHER_FILE
+        )
     for name, tensor in state.items():
         if tuple(tensor.shape) != expected[name]:
             raise ModelError(
-                f"Weight {name} in {path} has shape {tuple(tensor.shape)}, {card.name} needs {expected[name]}", _OTHER_FILE
+                f"Weight {name} in {path} has shape {tuple(tensor.shape)}, {card.name} needs {expected[name]}",
+                _OTHER_FILE,
             )
         if not torch.isfinite(tensor).all():
-            raise ModelError(f"Weight {name} in {path} holds values that are not finite", "Train or export the model again")
+            raise ModelError(
+                f"Weight {name} in {path} holds values that are not finite", "Train or export the model again"
+            )
     return {name: tensor.to(torch.float32) for name, tensor in state.items()}
 
 
@@ -106,7 +116,9 @@ def read_bytes(path: Path) -> bytes:
             raise ModelError(f"{path} is larger than {_LARGEST_FILE >> 30} GiB", "Give a weight file")
         return path.read_bytes()
     except OSError as error:
-        raise ModelError(f"The weight file {path} cannot be read: {error.strerror or error}", "Check path and permissions") from error
+        raise ModelError(
+            f"The weight file {path} cannot be read: {error.strerror or error}", "Check path and permissions"
+        ) from error
 
 
 def parse_state(data: bytes, path: Path) -> dict[str, Tensor]:
@@ -165,15 +177,14 @@ def fetch(card: ModelCard, progress: Callable[[int, int], None] | None = None) -
         ModelError: There is nothing to download for this model, the server cannot be reached, or what it sent is not
             the file the card describes.
     """
-    for folder in search_folders():
-        if (folder / card.file_name).is_file():
-            return locate(card)
+    if is_present(card):
+        return locate(card)
     if card.url is None:
         raise _missing(card)
     folder = _writable_folder()
     target = folder / card.file_name
     part = folder / f"{card.file_name}.part"
-    with open(folder / f".{card.file_name}.lock", "w") as lock:
+    with (folder / f".{card.file_name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if target.is_file():  # another process was faster
             return locate(card)
@@ -220,7 +231,7 @@ def _download(card: ModelCard, part: Path, progress: Callable[[int, int], None] 
         offered = _total_size(response, done)
         if offered is not None and offered != card.bytes:
             raise ModelError(f"{card.url} offers {offered} bytes, the model card says {card.bytes}", _NOT_THE_FILE)
-        with open(part, "r+b" if done else "wb") as file:
+        with part.open("r+b" if done else "wb") as file:
             file.seek(done)
             while block := response.read(_BLOCK):
                 done += len(block)
@@ -259,8 +270,15 @@ def _writable_folder() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ModelError(f"{folder} cannot be created: {error.strerror}", f"Name a folder in {FOLDER_VARIABLE}") from error
+        raise ModelError(
+            f"{folder} cannot be created: {error.strerror}", f"Name a folder in {FOLDER_VARIABLE}"
+        ) from error
     return folder
+
+
+def _candidates(card: ModelCard) -> list[Path]:
+    """Where the weight file may be, in the order the places are looked at."""
+    return [Path(card.path)] if card.path else [folder / card.file_name for folder in search_folders()]
 
 
 def _read_checked(card: ModelCard) -> tuple[Path, bytes]:
@@ -269,8 +287,7 @@ def _read_checked(card: ModelCard) -> tuple[Path, bytes]:
     Raises:
         ModelError: There is none, or it is another file.
     """
-    candidates = [Path(card.path)] if card.path else [folder / card.file_name for folder in search_folders()]
-    for path in candidates:
+    for path in _candidates(card):
         if path.is_file():
             data = read_bytes(path)
             _check(card, path, data)

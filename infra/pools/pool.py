@@ -1,0 +1,257 @@
+"""What a pool is: a name, how many workers of what size, and how one of them starts.
+
+Pure data, free of Dask and Prefect: site settings, the command line and tests build pools without paying for either.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from tasks.errors import PoolError, SettingsError
+
+if TYPE_CHECKING:
+    from distributed.security import Security
+
+#: Variables by which numerical libraries size their thread pools.
+_THREAD_VARIABLES: Final = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+#: What every worker imports while it waits for its first task; a task run would otherwise pay for it.
+_ENGINE: Final = ("infra.pools.remote",)
+
+
+class WorkerStart(Protocol):
+    """How one worker of a pool starts: a process here, or a job of a batch system."""
+
+    def spec(self, pool: Pool, index: int, security: Security | None) -> dict[str, Any]:
+        """The entry `{"cls": ..., "options": ...}` of a Dask `worker_spec` for the worker `<pool>-<index>`."""
+        ...
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two looks at the demand for this kind of worker."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalWorker:
+    """A worker that is a process on this machine, restarted when it dies.
+
+    Attributes:
+        env: Environment of the worker process and of everything it starts, set before any numerical library loads.
+        niceness: Added to the scheduling priority (0 to 19), inherited by child processes.
+        memory_limit: Bytes after which Dask would interfere; 0 for never. Chunks keep their frames outside Dask.
+        devices: CUDA devices, one per worker: worker `i` sees only `devices[i]`. Empty for none.
+        imports: Modules imported while the worker waits for its first task.
+    """
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    niceness: int = 0
+    memory_limit: int = 0
+    devices: tuple[str, ...] = ()
+    imports: tuple[str, ...] = _ENGINE
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two looks at the demand: starting a process is cheap, so look often."""
+        return 0.25
+
+    def spec(self, pool: Pool, index: int, security: Security | None) -> dict[str, Any]:
+        """The `worker_spec` entry of worker `index`: a nanny in this process, the worker in one of its own."""
+        from infra.pools.worker import LocalNanny
+
+        env = dict(self.env)
+        if self.devices:
+            env["CUDA_VISIBLE_DEVICES"] = self.devices[index % len(self.devices)]
+        return {
+            "cls": LocalNanny,
+            "options": {
+                "nthreads": pool.slots,
+                "resources": {pool.name: pool.slots},
+                "memory_limit": self.memory_limit,
+                "env": env,
+                "niceness": self.niceness,
+                "imports": self.imports,
+                "security": security,
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A named kind of worker and its bounds.
+
+    Attributes:
+        name: Prefix of the worker names (`gpu-0`) and the Dask resource that tasks ask for; the tag is `pool:<name>`.
+        slots: Tasks that one worker runs at a time. Also its threads: Dask judges by those whether a worker is busy.
+        minimum: Workers that always exist while the pools are open.
+        maximum: Workers there may be at most; equal to `minimum` for a pool of fixed size.
+        idle_seconds: How long a worker without work stays. Longer than one chunk, or workers come and go in between.
+        anticipates: Count tasks that still wait for their inputs, so that workers start while the inputs are made and
+            stay when more work is known to come. `False` where an idle worker costs more than a late one.
+        start: How a worker starts.
+    """
+
+    name: str
+    slots: int = 1
+    minimum: int = 0
+    maximum: int = 1
+    idle_seconds: float = 120.0
+    anticipates: bool = True
+    start: WorkerStart = field(default_factory=LocalWorker)
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise SettingsError(f"pool name {self.name!r} is not a plain word", "Use letters, digits and underscores")
+        if self.slots < 1 or not 0 <= self.minimum <= self.maximum or self.maximum < 1 or self.idle_seconds < 0:
+            raise SettingsError(
+                f"pool {self.name!r} asks for slots={self.slots}, minimum={self.minimum}, maximum={self.maximum}, "
+                f"idle_seconds={self.idle_seconds}",
+                "Use slots >= 1, 0 <= minimum <= maximum, maximum >= 1 and idle_seconds >= 0",
+            )
+
+    def worker_name(self, index: int) -> str:
+        """Name of the worker with this index."""
+        return f"{self.name}-{index}"
+
+    def owns(self, worker_name: object) -> bool:
+        """Whether a worker of this name belongs to the pool."""
+        prefix, _, index = str(worker_name).rpartition("-")
+        return prefix == self.name and index.isdigit()
+
+    def workers_for(self, units: float) -> int:
+        """Workers needed for this many resource units, within the bounds of the pool."""
+        return max(self.minimum, min(self.maximum, math.ceil(units / self.slots)))
+
+
+def local_pools(
+    *,
+    cpu_slots: int = 2,
+    cpu_imports: tuple[str, ...] = (),
+    gpu_imports: tuple[str, ...] = (),
+    idle_seconds: float = 120.0,
+    minimum: int = 0,
+) -> tuple[Pool, Pool]:
+    """The `cpu` and `gpu` pools of this machine.
+
+    The `cpu` pool is one process whose tasks drive ffmpeg; it and its ffmpeg run at niceness 10, so that decoding ahead
+    never takes cores from inference. The `gpu` pool is one process per CUDA device. Without a device it is one process
+    that computes on all usable cores; its threads sleep, not spin, while they wait.
+
+    Args:
+        cpu_slots: Tasks the `cpu` pool runs at a time.
+        cpu_imports: Modules that the `cpu` worker imports ahead of its first task.
+        gpu_imports: Modules that `gpu` workers import ahead of their first task, for instance `("torch",)`.
+        idle_seconds: How long a worker without work stays.
+        minimum: Workers of each pool that always exist while the pools are open.
+
+    Raises:
+        PoolError: `CUDA_VISIBLE_DEVICES` is set but empty and `SUPERRES_REQUIRE_GPU` asks for a device.
+    """
+    devices = cuda_devices()
+    if not devices and os.environ.get("SUPERRES_REQUIRE_GPU"):
+        raise PoolError("no CUDA device is visible", "Check nvidia-smi and CUDA_VISIBLE_DEVICES")
+    cores = usable_cores()
+    cpu = Pool(
+        "cpu",
+        slots=cpu_slots,
+        minimum=minimum,
+        maximum=1,
+        idle_seconds=idle_seconds,
+        start=LocalWorker(env=_threads(1), niceness=10, imports=(*_ENGINE, *cpu_imports)),
+    )
+    gpu = Pool(
+        "gpu",
+        slots=1,
+        minimum=minimum,
+        maximum=max(1, len(devices)),
+        idle_seconds=idle_seconds,
+        start=LocalWorker(
+            # Beside a GPU the cores feed the device: an equal share for each worker.
+            env=_threads(max(1, cores // max(1, len(devices)))),
+            devices=devices,
+            imports=(*_ENGINE, *gpu_imports),
+        ),
+    )
+    return cpu, gpu
+
+
+def usable_cores() -> int:
+    """Cores this process may really use: its affinity mask, cut by the CPU quota of its control group.
+
+    `os.cpu_count()` would name all cores of the host, inside a container or a batch job far too many.
+    """
+    cores = len(os.sched_getaffinity(0))
+    quota = _cgroup_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    return max(1, min(cores, math.floor(quota + 0.5))) if quota else cores
+
+
+def cuda_devices() -> tuple[str, ...]:
+    """The CUDA devices this process may use, found without loading a CUDA library.
+
+    `CUDA_VISIBLE_DEVICES` decides where it is set (a batch system sets it); otherwise the devices the driver shows.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        # CUDA itself ignores everything from the first invalid entry on; -1 is the usual way to say "none".
+        devices = []
+        for entry in (entry.strip() for entry in visible.split(",")):
+            if not entry or entry.startswith("-"):
+                break
+            devices.append(entry)
+        return tuple(devices)
+    try:
+        return tuple(str(index) for index, _ in enumerate(os.scandir("/proc/driver/nvidia/gpus")))
+    except OSError:
+        return ()
+
+
+def _threads(count: int) -> dict[str, str]:
+    # OMP_WAIT_POLICY: GNU OpenMP otherwise spins between parallel regions and takes the cores that ffmpeg could use.
+    return {**dict.fromkeys(_THREAD_VARIABLES, str(count)), "OMP_WAIT_POLICY": "passive"}
+
+
+def _cgroup_quota(membership: Path, root: Path) -> float | None:
+    """Cores by CPU quota of the control group (version 2, then 1) and all its parents; `None` without a quota."""
+    quotas: list[float] = []
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = root if not controllers else root / "cpu"
+        folder = base / group.lstrip("/")
+        # Inside a container the named group may be outside what is mounted: then only the mounted root exists.
+        for candidate in (folder, *folder.parents):
+            quota = _read_quota(candidate)
+            if quota:
+                quotas.append(quota)
+            if candidate == base:
+                break
+    return min(quotas, default=None)
+
+
+def _read_quota(folder: Path) -> float | None:
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    if quota == "max" or int(quota) <= 0:
+        return None
+    return int(quota) / int(period)

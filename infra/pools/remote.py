@@ -1,0 +1,162 @@
+"""A Prefect task run as it travels to a worker, and what the worker does with it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import pickle
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import cloudpickle
+from prefect import Flow, Task
+from prefect.client.schemas.objects import State
+from prefect.context import SettingsContext, SyncClientContext
+from prefect.events.worker import EventsWorker
+from prefect.task_engine import run_task_async, run_task_sync
+
+from infra.pools.attempts import check_start
+
+#: Seconds a finished task run waits at most for its last events to leave, so that what Prefect shows is not behind
+#: what the flow knows.
+_EVENTS_WAIT: Final = 0.25
+
+#: Flow runs whose shared context a worker remembers.
+_KEPT_CONTEXTS: Final = 4
+
+
+class _ByNamePickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles tasks and flows of importable modules by name.
+
+    `cloudpickle` alone would copy a task's function by value, because the module's attribute is the task and not the
+    function: on the worker it would then see copies of its module's globals, a fresh cache for every task run.
+    """
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, Task | Flow):
+            module, name = _importable_name(obj)
+            if name:
+                return _named, (module, name)
+        return super().reducer_override(obj)
+
+
+def _importable_name(obj: Task[Any, Any] | Flow[Any, Any]) -> tuple[str, str]:
+    module = getattr(obj.fn, "__module__", None) or ""
+    name = getattr(obj.fn, "__name__", "")
+    if module != "__main__" and getattr(sys.modules.get(module), name, None) is obj:
+        return module, name
+    return module, ""
+
+
+def _named(module: str, name: str) -> Any:
+    __import__(module)
+    return getattr(sys.modules[module], name)
+
+
+def pack(thing: Any) -> bytes:
+    """Serialize something for a worker."""
+    buffer = io.BytesIO()
+    _ByNamePickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(thing)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class PackedContext:
+    """What all task runs of a flow run share: flow, flow run, tags and settings, packed once.
+
+    Attributes:
+        digest: Names the content; a worker unpacks each digest once.
+        content: The packed result of `prefect.context.serialize_context()`.
+    """
+
+    digest: str
+    content: bytes
+
+    @classmethod
+    def of(cls, context: dict[str, Any]) -> PackedContext:
+        """Pack a serialized context."""
+        content = pack(context)
+        return cls(hashlib.sha256(content).hexdigest(), content)
+
+
+class _Hydrated:
+    """A shared context on a worker, made once.
+
+    Prefect would rebuild its settings (50 models) and two HTTP clients (each reading all certificate authorities) for
+    every task run: 150 ms of computing, three quarters of all that a task run costs.
+    """
+
+    def __init__(self, packed: PackedContext) -> None:
+        context = pickle.loads(packed.content)
+        settings = SettingsContext(**context.pop("settings_context"))
+        self.context: dict[str, Any] = context
+        self._profile, self._settings = settings.profile, settings.settings
+        # Threads share no client: a context of Prefect's can be entered only once at a time.
+        self._clients = threading.local()
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Settings and API client of the flow run, for the current thread."""
+        with SettingsContext(profile=self._profile, settings=self._settings):
+            client = getattr(self._clients, "context", None)
+            if client is None:
+                client = self._clients.context = SyncClientContext()
+                client.client.__enter__()  # Keeps its connections open between task runs.
+            with client:
+                yield
+
+
+_hydrated: OrderedDict[str, _Hydrated] = OrderedDict()
+_hydrating = threading.Lock()
+
+
+def _hydrate(packed: PackedContext) -> _Hydrated:
+    with _hydrating:
+        if packed.digest not in _hydrated:
+            _hydrated[packed.digest] = _Hydrated(packed)
+            if len(_hydrated) > _KEPT_CONTEXTS:
+                _hydrated.popitem(last=False)
+        return _hydrated[packed.digest]
+
+
+def run_packed(task_run: bytes, packed: PackedContext, label: str) -> State[Any]:
+    """Run one Prefect task run on a worker.
+
+    Args:
+        task_run: The packed keywords of `prefect.task_engine.run_task_sync`; of its context only what is this task
+            run's own.
+        packed: The rest of the context.
+        label: The task run as a person knows it, for messages.
+
+    Returns:
+        The final state, its result included.
+
+    Raises:
+        PoolError: The task run took its worker down more often than allowed.
+    """
+    check_start(label)
+    shared = _hydrate(packed)
+    with shared.active():
+        arguments: dict[str, Any] = pickle.loads(task_run)
+        arguments["context"] = {**shared.context, **arguments["context"]}
+        task: Task[Any, Any] = arguments["task"]
+        try:
+            if task.isasync:
+                return asyncio.run(run_task_async(**arguments, return_type="state"))
+            return run_task_sync(**arguments, return_type="state")  # type: ignore[return-value]
+        finally:
+            _send_events()
+
+
+def _send_events() -> None:
+    deadline = time.monotonic() + _EVENTS_WAIT
+    for worker in list(EventsWorker._instances.values()):
+        while isinstance(worker, EventsWorker) and worker._queue.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.005)

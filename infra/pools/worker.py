@@ -1,0 +1,173 @@
+"""A worker process of a pool: its session, its priority, what dies with it; and the nanny that keeps it alive."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any, Final
+
+import dask.config
+from distributed import Nanny, Worker
+from distributed.core import Status
+
+#: Dask settings of the worker process. Its memory is not Dask's business: frames live outside Dask, and where memory
+#: is limited a control group does it. The rest keeps an idle worker from waking up for statistics nobody reads.
+WORKER_CONFIG: Final[dict[str, Any]] = {
+    "distributed": {
+        "worker": {
+            "memory": {
+                "target": False,
+                "spill": False,
+                "pause": False,
+                "terminate": False,
+                "monitor-interval": "5s",
+            },
+            "profile": {"enabled": False},
+        },
+        "comm": {"timeouts": {"connect": "60s", "tcp": "120s"}},
+        "admin": {"system-monitor": {"interval": "5s", "disk": False}, "tick": {"limit": "60s"}},
+        "diagnostics": {"nvml": False},
+    },
+    "logging": {"distributed": "critical"},
+}
+
+#: Seconds a worker gets to end by itself before it is killed, times 0.8 in Dask's arithmetic. An idle one takes a
+#: fraction of a second; one in the middle of a task leaves as soon as Prefect's last events are sent.
+_CLOSE_TIMEOUT: Final = 3.5
+
+#: Seconds for those events.
+_LAST_EVENTS: Final = 1.0
+
+#: The shell that outlives this process; kept here because a collected `Popen` closes its pipe.
+_guard: subprocess.Popen[bytes] | None = None
+
+#: Seconds until a worker process must have found the scheduler; generous, for machines that are busy starting up.
+_START_TIMEOUT: Final = 180.0
+
+
+class PoolWorker(Worker):
+    """A Dask worker in a session of its own, at a chosen priority, that leaves no process behind.
+
+    Usable on a command line too: `dask worker --worker-class infra.pools.worker.PoolWorker`.
+
+    Args:
+        niceness: Added to the scheduling priority of this process and its children.
+        imports: Modules to import while waiting for the first task.
+        **options: See `distributed.Worker`.
+    """
+
+    def __init__(self, *args: Any, niceness: int = 0, imports: Sequence[str] = (), **options: Any) -> None:
+        quiet_dask()
+        _own_session()
+        if niceness:
+            # Linux keeps niceness per thread and threads inherit it, so this comes before Dask starts any.
+            os.nice(niceness)
+        super().__init__(*args, **options)
+        threading.Thread(target=_import_ahead, args=(tuple(imports),), name="import-ahead", daemon=True).start()
+
+    async def close(
+        self, timeout: float = 30, executor_wait: bool = True, nanny: bool = True, reason: str = "worker-close"
+    ) -> str | None:
+        """End the worker; at once when its nanny wants it and a task still runs, because nothing can stop a thread."""
+        if not nanny and self.state.all_running_tasks:
+            await asyncio.get_running_loop().run_in_executor(None, _send_prefect_rest)
+            os._exit(0)
+        return await super().close(timeout=timeout, executor_wait=executor_wait, nanny=nanny, reason=reason)
+
+
+class LocalNanny(Nanny):
+    """Keeps one worker process of this machine alive; ends it quickly when asked.
+
+    Args:
+        niceness: See `PoolWorker`.
+        imports: See `PoolWorker`.
+        **options: See `distributed.Nanny`.
+    """
+
+    def __init__(self, *args: Any, niceness: int = 0, imports: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(
+            *args,
+            worker_class=PoolWorker,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            death_timeout=_START_TIMEOUT,
+            preload=[],
+            preload_nanny=[],
+            niceness=niceness,
+            imports=tuple(imports),
+            **options,
+        )
+        self.config = dask.config.merge(self.config, WORKER_CONFIG)
+        # Dask would write these into the environment of *this* process (threads per library, one for all pools). The
+        # pool's own variables reach the worker through `env`, early enough for every library a task loads.
+        self.env = {name: value for name, value in self.env.items() if name not in self.pre_spawn_env}
+        self.env.update({name: str(value) for name, value in (options.get("env") or {}).items()})
+        self.pre_spawn_env = {}
+
+    async def kill(self, timeout: float = 5, reason: str = "nanny-kill") -> None:
+        """End the worker process, at once while it starts."""
+        process = self.process
+        if process is None:
+            return
+        if process.status == Status.starting and process.process is not None and process.process.pid:
+            # Dask would wait until the process is up, only to end it.
+            await process.process.kill()
+        await super().kill(timeout=_CLOSE_TIMEOUT, reason=reason)
+
+
+def quiet_dask() -> None:
+    """Keep Dask's own log lines off the terminal; this project reports what matters on its own loggers."""
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name, logger in list(logging.Logger.manager.loggerDict.items()):
+        if name.startswith("distributed.") and isinstance(logger, logging.Logger):
+            logger.setLevel(logging.NOTSET)
+
+
+def _own_session() -> None:
+    """Become the leader of a session, and see that everything in it dies with this process.
+
+    Ctrl-C in a terminal reaches every process of the foreground group: outside of it, the flow decides when workers
+    end. And whatever way this process ends, SIGKILL included, a shell that waits for the end of a pipe then kills the
+    processes that tasks had started.
+    """
+    try:
+        os.setsid()
+    except PermissionError:
+        return  # Already a leader: started by a batch system, which cleans up by itself.
+    # The nanny's thread starts this process with SIGINT blocked; ffmpeg and tasks shall see an ordinary one.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    global _guard
+    _guard = subprocess.Popen(
+        ["/bin/sh", "-c", f"read -r _; kill -9 -{os.getpid()} 2>/dev/null"],
+        stdin=subprocess.PIPE,  # Its write end closes with this process, by whatever way it ends.
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+    )
+
+
+def _send_prefect_rest() -> None:
+    if "prefect.events.worker" in sys.modules:
+        from prefect.events.worker import EventsWorker
+
+        EventsWorker.drain_all(timeout=_LAST_EVENTS, at_exit=False)  # Logs too: all queued services share one list.
+
+
+def _import_ahead(modules: tuple[str, ...]) -> None:
+    gc.disable()  # Imports make objects that stay; collecting among them costs a tenth of the time.
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception:  # The task that needs it reports it; here it is only a head start.
+            continue
+    gc.freeze()
+    gc.enable()

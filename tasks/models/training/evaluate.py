@@ -1,0 +1,209 @@
+"""Quality measurement: luma PSNR of models and classical kernels on frames of video clips.
+
+A decoded frame is the reference. It is shrunk with antialiased bicubic and 8-bit rounding, optionally coded with H.264
+at CRF 23 as part of its sequence, enlarged again by each method and compared on luma. Run it with
+`python -m tasks.models.training.evaluate --clips a.mp4 b.mp4`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from tasks.models.training.degradation import code_h264, rgb_pixels, shrink
+from tasks.models.training.network import CompactNetwork
+
+Picture = NDArray[np.uint8]
+Upscaler = Callable[[Picture], Picture]
+
+CRF = 23
+BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+_LEAST_CONTRAST = 2.0
+"""Frames whose luma deviates less than this (black, fades) say nothing about upscaling; in 8-bit levels."""
+
+
+@dataclass(frozen=True)
+class ClipScores:
+    """Luma PSNR of one clip at one scale.
+
+    Attributes:
+        psnr: Per condition ("clean", "crf23") and method, one value in decibels per measured frame.
+    """
+
+    psnr: Mapping[str, Mapping[str, Sequence[float]]]
+
+    def gains(self, condition: str, method: str = "model") -> list[float]:
+        """List a method's advantage over bicubic in decibels, frame by frame."""
+        scores = self.psnr[condition]
+        return [ours - theirs for ours, theirs in zip(scores[method], scores["bicubic"], strict=True)]
+
+
+def enlarge(frame: Picture, scale: int, kernel: Image.Resampling = Image.Resampling.BICUBIC) -> Picture:
+    """Enlarge a frame with a classical kernel.
+
+    Args:
+        frame: Shape (height, width, 3), uint8 RGB.
+        scale: Integer factor.
+        kernel: Pillow resampling kernel.
+
+    Returns:
+        Shape (height * scale, width * scale, 3), uint8 RGB.
+    """
+    height, width = frame.shape[:2]
+    return np.asarray(Image.fromarray(frame).resize((width * scale, height * scale), kernel))
+
+
+def network_upscaler(network: nn.Module) -> Upscaler:
+    """Wrap a network so that it maps an 8-bit frame (height, width, 3) to its 8-bit enlargement."""
+
+    def upscale(frame: Picture) -> Picture:
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.array(frame)).permute(2, 0, 1)[None].float() / 255.0
+            output = network(batch.contiguous(memory_format=torch.channels_last))
+        levels = output[0].permute(1, 2, 0).mul(255.0).round().clamp(0.0, 255.0)
+        return levels.to(torch.uint8).numpy()
+
+    return upscale
+
+
+def load_network(path: Path) -> CompactNetwork:
+    """Load a weights file written by the training; its header tells the scale and the size."""
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    network = CompactNetwork(int(header["scale"]), int(header["num_conv"]), int(header["num_feat"]))
+    network.load_state_dict(load_file(path))
+    return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def luma_psnr(output: Picture, reference: Picture, border: int) -> float:
+    """Compute the PSNR of BT.601 luma.
+
+    Args:
+        output: Shape (height, width, 3), uint8 RGB.
+        reference: Same shape.
+        border: Pixels to leave out on each side.
+
+    Returns:
+        PSNR in decibels, peak 255; infinite for equal pictures.
+    """
+    inner = slice(border, -border)
+    difference = (output[inner, inner].astype(np.float64) - reference[inner, inner].astype(np.float64)) @ _LUMA
+    mean_square = float(np.mean(difference**2))
+    return float("inf") if mean_square == 0.0 else 10.0 * float(np.log10(255.0**2 / mean_square))
+
+
+def read_clip(path: Path) -> Iterator[Picture]:
+    """Decode the largest real video stream of a clip, leaving out cover pictures, as uint8 RGB frames."""
+    with av.open(str(path)) as container:
+        streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        best = max(streams, key=lambda s: s.width * s.height)
+        for frame in container.decode(best):
+            yield rgb_pixels(frame)
+
+
+def score_clip(path: Path, scale: int, model: Upscaler, count: int = 12) -> ClipScores:
+    """Measure bicubic, Lanczos and a model on frames spread evenly over a clip.
+
+    Args:
+        path: Video file.
+        scale: Factor to shrink and enlarge by.
+        model: The upscaler to compare.
+        count: Number of frames to measure; frames without contrast among them are left out.
+
+    Returns:
+        The scores; PSNR leaves out a border of `scale` pixels.
+    """
+    frames = []
+    for frame in read_clip(path):
+        # 4:2:0 coding of the shrunk frame needs even sides.
+        height, width = (side - side % (2 * scale) for side in frame.shape[:2])
+        frames.append(np.ascontiguousarray(frame[:height, :width]))
+    small = [shrink(frame, scale) for frame in frames]
+    coded = code_h264(small, CRF)
+    chosen = np.unique(np.linspace(0, len(frames) - 1, count + 2).round().astype(int)[1:-1]).tolist()
+    chosen = [i for i in chosen if float((frames[i] @ _LUMA).std()) >= _LEAST_CONTRAST]
+    methods: dict[str, Upscaler] = {
+        "bicubic": lambda frame: enlarge(frame, scale),
+        "lanczos": lambda frame: enlarge(frame, scale, Image.Resampling.LANCZOS),
+        "model": model,
+    }
+    psnr = {}
+    for condition, source in (("clean", small), ("crf23", coded)):
+        psnr[condition] = {
+            name: [luma_psnr(upscale(source[i]), frames[i], scale) for i in chosen] for name, upscale in methods.items()
+        }
+    return ClipScores(psnr)
+
+
+def frames_per_second(model: Upscaler, width: int = 640, height: int = 360, runs: int = 5) -> float:
+    """Time a model on noise frames of the given size, after one warm-up call."""
+    frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    model(frame)
+    began = time.perf_counter()
+    for _ in range(runs):
+        model(frame)
+    return runs / (time.perf_counter() - began)
+
+
+def report(clips: Sequence[Path], models: Sequence[Path], count: int = 12) -> str:
+    """Measure weights files on clips and format the results as a markdown table.
+
+    Args:
+        clips: Video files.
+        models: Weights files.
+        count: Frames per clip.
+
+    Returns:
+        One row per model, clip and condition, plus the mean over all frames of all clips.
+    """
+    lines = [
+        "| model | clip | source | bicubic dB | lanczos dB | model dB | gain dB | least gain dB |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for path in models:
+        network = load_network(path)
+        scores = {clip.stem: score_clip(clip, network.scale, network_upscaler(network), count) for clip in clips}
+        for condition in ("clean", "crf23"):
+            groups = {name: [score] for name, score in scores.items()} | {"all frames": list(scores.values())}
+            for name, group in groups.items():
+                means = [
+                    float(np.mean([value for score in group for value in score.psnr[condition][method]]))
+                    for method in ("bicubic", "lanczos", "model")
+                ]
+                gains = [gain for score in group for gain in score.gains(condition)]
+                cells = " | ".join(f"{mean:.2f}" for mean in means)
+                lines.append(
+                    f"| {path.stem} | {name} | {condition} | {cells} | {np.mean(gains):+.2f} | {min(gains):+.2f} |"
+                )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse the command line and print the table and the speed."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.models.training.evaluate", description=__doc__)
+    parser.add_argument("--clips", type=Path, nargs="+", required=True)
+    parser.add_argument("--models", type=Path, nargs="+", help="weights files; default: the bundled ones")
+    parser.add_argument("--frames", type=int, default=12, help="frames per clip")
+    arguments = parser.parse_args()
+    models = arguments.models or sorted(BUNDLED.glob("*.safetensors"))
+    print(report(arguments.clips, models, arguments.frames))
+    for path in models:
+        print(f"\n{path.stem}: {frames_per_second(network_upscaler(load_network(path))):.1f} frames/s from 640x360")
+
+
+if __name__ == "__main__":
+    main()

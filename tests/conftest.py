@@ -1,0 +1,20 @@
+"""Fixtures that tests of several parts share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from infra.prefect_server import Api, ensure_api
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A private Prefect server for all tests of the session; flows called in this process use it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PREFECT_API_URL", raising=False)
+        # No profile of whoever runs the tests, and no results of tests among theirs.
+        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect-home")))
+        with ensure_api(home=tmp_path_factory.mktemp("prefect-server")) as api:
+            yield api

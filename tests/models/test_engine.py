@@ -1,0 +1,346 @@
+"""The engine against the official implementation, against itself in tiles, and in trouble."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tasks.errors import FrameError, ModelError, SettingsError
+from tasks.media.colour import PlanesToRgb, RgbToPlanes
+from tasks.models import engine as engine_module
+from tasks.models import networks, weights
+from tasks.models.cards import ModelCard, find_model
+from tasks.models.engine import Engine, matmul_peak
+from tests.models.conftest import MakeModel
+from tests.models.samples import picture, picture_format, yuv_frames
+
+SHARED_WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def make_engine(
+    card: ModelCard, size: tuple[int, int] = (64, 48), target: tuple[int, int] | None = None, **options: Any
+) -> Engine:
+    source = picture_format(*size)
+    target = target or (size[0] * card.scale, size[1] * card.scale)
+    return Engine(card, source, source.resized(*target), **{"device": "cpu", **options})
+
+
+def official(card: ModelCard, folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """`RealESRGANer.enhance` in fp32, whole frames, RGB in and out."""
+    upscaler = networks.official("realesrgan.utils", "RealESRGANer")
+    path = folder / "params.pth"
+    torch.save({"params": weights.load_state(card)}, path)
+    reference = upscaler(card.scale, str(path), model=networks.build(card), pre_pad=0, device=torch.device("cpu"))
+    return lambda rgb: reference.enhance(rgb[:, :, ::-1])[0][:, :, ::-1]
+
+
+def official_card(name: str, monkeypatch: pytest.MonkeyPatch) -> ModelCard:
+    card = find_model(name)
+    if not weights.is_present(card):
+        if not (SHARED_WEIGHTS / card.file_name).exists():
+            pytest.skip(f"{card.file_name} is neither in SUPERRES_MODEL_DIR nor in the cache")
+        monkeypatch.setenv("SUPERRES_MODEL_DIR", str(SHARED_WEIGHTS))
+    return card
+
+
+@pytest.mark.parametrize("name", ["compact-x2", "compact-x4", "realesr-animevideov3"])
+def test_equals_the_official_implementation(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = official_card(name, monkeypatch)
+    image = picture(90, 110)
+    ours = make_engine(card).upscale_rgb(image[None])[0]
+    theirs = official(card, tmp_path)(image)
+    assert ours.shape == theirs.shape == (90 * card.scale, 110 * card.scale, 3)
+    difference = np.abs(ours.astype(int) - theirs)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 16), (16, 17), (33, 21)])
+def test_odd_sizes_of_networks_that_need_even_ones(rrdb_x2: ModelCard, size: tuple[int, int], tmp_path: Path) -> None:
+    image = picture(*size)
+    ours = make_engine(rrdb_x2).upscale_rgb(image[None])[0]
+    assert ours.shape == (2 * size[0], 2 * size[1], 3)
+    assert np.abs(ours.astype(int) - official(rrdb_x2, tmp_path)(image)).max() <= 1
+    engine = make_engine(rrdb_x2, (size[1], size[0]))
+    frames = yuv_frames(engine.source, 1)
+    assert engine.upscale(frames).shape == (1, engine.target.frame_bytes)
+
+
+@pytest.mark.parametrize("tile", [32, 64, 101])
+@pytest.mark.parametrize("model", ["srvgg_x2", "srvgg_x4"])
+def test_tiles_change_no_bit(model: str, tile: int, request: pytest.FixtureRequest) -> None:
+    card = request.getfixturevalue(model)
+    whole, tiled = make_engine(card, (150, 131)), make_engine(card, (150, 131), tile=tile)
+    frames = yuv_frames(whole.source, 1)
+    assert whole.tile is None
+    assert tiled.tile == tile
+    np.testing.assert_array_equal(whole.upscale(frames), tiled.upscale(frames))
+    image = picture(131, 150)[None]
+    np.testing.assert_array_equal(whole.upscale_rgb(image), tiled.upscale_rgb(image))
+
+
+def test_strips_change_no_bit(srvgg_x2: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(srvgg_x2, (150, 131), reuse=False)
+    frames = yuv_frames(engine.source, 1)
+    whole = engine.upscale(frames)
+    monkeypatch.setattr(engine_module, "_WHOLE_BYTES", 0)
+    monkeypatch.setattr(engine_module, "_STRIP_BYTES", 1 << 18)
+    np.testing.assert_array_equal(engine.upscale(frames), whole)
+
+
+@pytest.mark.parametrize("model", ["rrdb_x2", "rrdb_x4"])
+def test_tiles_of_dense_networks_overlap_widely(model: str, request: pytest.FixtureRequest) -> None:
+    card = request.getfixturevalue(model)
+    image = picture(75, 90)[None]
+    whole, tiled = (make_engine(card, (90, 75), tile=tile).upscale_rgb(image) for tile in (None, 33))
+    assert np.abs(whole.astype(int) - tiled).max() <= 1
+
+
+def test_a_frame_does_not_depend_on_its_company(srvgg_x2: ModelCard) -> None:
+    engine = make_engine(srvgg_x2)
+    frames = yuv_frames(engine.source, 4)
+    together = engine.upscale(frames)
+    for i in (2, 0, 3, 1):
+        np.testing.assert_array_equal(engine.upscale(frames[i : i + 1])[0], together[i])
+    np.testing.assert_array_equal(make_engine(srvgg_x2).upscale(frames[1:3]), together[1:3])
+    np.testing.assert_array_equal(make_engine(srvgg_x2, threads=2).upscale(frames), together)
+    assert engine.upscale(frames[:0]).shape == (0, engine.target.frame_bytes)
+
+
+def test_another_thread_and_read_only_frames(srvgg_x2: ModelCard) -> None:
+    engine = make_engine(srvgg_x2)
+    frames = yuv_frames(engine.source, 1)
+    frames.flags.writeable = False
+    results: list[np.ndarray] = []
+    threads = [threading.Thread(target=lambda: results.append(engine.upscale(frames))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], engine.upscale(frames))
+
+
+def test_repeated_frames_are_computed_once(srvgg_x2: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, plain = make_engine(srvgg_x2), make_engine(srvgg_x2, reuse=False)
+    a, b = yuv_frames(engine.source, 2)
+    computed = 0
+    forward = networks.low_resolution_output
+
+    def counted(*arguments: Any) -> Tensor:
+        nonlocal computed
+        computed += 1
+        return forward(*arguments)
+
+    frames = np.stack([a, a, b, b, b, a])
+    expected = plain.upscale(frames)
+    monkeypatch.setattr(networks, "low_resolution_output", counted)
+    np.testing.assert_array_equal(engine.upscale(frames), expected)
+    assert computed == 3
+    np.testing.assert_array_equal(engine.upscale(frames[5:]), expected[5:])  # equal to the last of the call before
+    assert computed == 3
+    np.testing.assert_array_equal(engine.upscale(frames[:3]), expected[:3])
+    assert computed == 4
+
+
+def out_of_memory_above(pixels: int, error: BaseException, patch: pytest.MonkeyPatch) -> None:
+    """Let the network fail for inputs of more than that many pixels."""
+    forward = networks.low_resolution_output
+
+    def limited(network: torch.nn.Module, x: Tensor, *rest: Any) -> Tensor:
+        if x.shape[2] * x.shape[3] > pixels:
+            raise error
+        return forward(network, x, *rest)
+
+    patch.setattr(networks, "low_resolution_output", limited)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    ],
+    ids=["torch", "python", "allocator"],
+)
+def test_out_of_memory_means_smaller_tiles(
+    srvgg_x4: ModelCard, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(srvgg_x4, (150, 131))
+    frames = yuv_frames(engine.source, 2)
+    expected = make_engine(srvgg_x4, (150, 131)).upscale(frames)
+    out_of_memory_above(60 * 60, error, monkeypatch)
+    np.testing.assert_array_equal(engine.upscale(frames), expected)
+    assert engine.tile == 37
+    assert engine.description.tile == 37
+
+
+def test_never_enough_memory_names_the_frame(srvgg_x2: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(srvgg_x2, (100, 80))
+    out_of_memory_above(100, MemoryError(), monkeypatch)
+    with pytest.raises(FrameError, match=r"Frame 41 \(100x80\) does not fit into the memory") as caught:
+        engine.upscale(yuv_frames(engine.source, 2), first_frame=41)
+    assert caught.value.frame == 41
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory(srvgg_x2: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(srvgg_x2)
+    out_of_memory_above(0, RuntimeError("something else"), monkeypatch)
+    with pytest.raises(RuntimeError, match="something else"):
+        engine.upscale(yuv_frames(engine.source, 1))
+
+
+def test_tiles_are_planned_by_free_memory(rrdb_x4: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert make_engine(rrdb_x4, (640, 360)).tile is None
+    monkeypatch.setattr(engine_module, "free_memory", lambda _: 400 << 20)
+    assert make_engine(rrdb_x4, (640, 360)).tile == 160
+
+
+def test_values_that_are_not_finite_fail_the_frame(make_model: MakeModel) -> None:
+    card = make_model(architecture="srvgg", scale=2, num_feat=4, num_conv=2, gain=1e30)
+    engine = make_engine(card)
+    frames = yuv_frames(engine.source, 2)
+    with pytest.raises(FrameError, match="not finite for frame 7") as caught:
+        engine.upscale(frames, first_frame=7)
+    assert caught.value.frame == 7
+
+
+def test_overflow_in_half_precision_is_repeated(make_model: MakeModel) -> None:
+    # 16-bit floats end at 65504: the network's features pass it for bright frames, its output does not.
+    card = make_model(architecture="srvgg", scale=2, num_feat=8, num_conv=2, gain=1.0)
+    state = torch.load(str(card.path))["params"]
+    state["body.0.weight"] *= 1e6
+    state["body.2.weight"] *= 1e-6
+    torch.save({"params": state}, Path(str(card.path)))
+    engine = make_engine(find_model(str(card.path)))
+    black = np.full(engine.source.frame_bytes, 128, np.uint8)
+    black[: 64 * 48] = 16
+    frames = np.stack([black, yuv_frames(engine.source, 1)[0]])
+    exact = engine.upscale(frames).astype(int)
+    half = make_engine(find_model(str(card.path)))
+    half.precision = "fp16"
+    result = half.upscale(frames).astype(int)
+    assert np.abs(result - exact).max() <= 4
+    half.precision = "bf16"
+    np.testing.assert_array_equal(half.upscale(frames[1:])[0], result[1])
+    assert set(half._networks) == {"fp32", "fp16", "bf16"}
+
+
+@pytest.mark.parametrize("target", [(96, 72), (128, 96), (101, 75), (40, 36)])
+def test_any_size_up_to_the_scale(srvgg_x2: ModelCard, target: tuple[int, int]) -> None:
+    engine = make_engine(srvgg_x2, (64, 48), target)
+    frames = yuv_frames(engine.source, 2)
+    result = engine.upscale(frames)
+    assert result.shape == (2, engine.target.frame_bytes)
+    with torch.inference_mode():
+        rgb = PlanesToRgb(engine.source)(torch.from_numpy(frames)).clamp(0, 1)
+        network = networks.build(srvgg_x2)
+        network.load_state_dict(weights.load_state(srvgg_x2))
+        larger = network(rgb).clamp(0, 1)
+        if target != (128, 96):
+            larger = F.interpolate(larger, target[::-1], mode="bicubic", antialias=True).clamp(0, 1)
+        expected = RgbToPlanes(engine.target)(larger).numpy()
+    assert np.abs(result.astype(int) - expected).max() <= 1
+
+
+def test_bundled_models_keep_the_picture() -> None:
+    for name in ("compact-x2", "compact-x4"):
+        engine = make_engine(find_model(name), (96, 64))
+        frames = yuv_frames(engine.source, 1)
+        larger = PlanesToRgb(engine.target)(torch.from_numpy(engine.upscale(frames)))
+        back = F.interpolate(larger, (64, 96), mode="bicubic", antialias=True)
+        source = PlanesToRgb(engine.source)(torch.from_numpy(frames))
+        assert float((back - source).square().mean()) < 10**-2.6  # 26 dB, colours included
+
+
+def test_larger_than_the_scale_is_refused(srvgg_x2: ModelCard) -> None:
+    with pytest.raises(ModelError, match="2 times, 3 times is asked for") as caught:
+        make_engine(srvgg_x2, (64, 48), (192, 144))
+    assert "realesr-animevideov3" in str(caught.value)
+    assert "x2" not in str(caught.value.remedy)
+    with pytest.raises(ModelError, match="Ask for a smaller size"):
+        make_engine(srvgg_x2, (64, 48), (640, 480))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cuda:7"}, "not on this machine"),
+        ({"device": "abacus"}, "no device called"),
+        ({"device": "meta"}, "not supported"),
+        ({"precision": "fp16"}, "on a CPU"),
+        ({"precision": "fp8"}, "no precision called"),
+        ({"tile": 5}, "tile is 5"),
+        ({"threads": 0}, "threads is 0"),
+        ({"batch": 0}, "batch is 0"),
+    ],
+)
+def test_impossible_settings(srvgg_x2: ModelCard, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        make_engine(srvgg_x2, **options)
+
+
+def test_wrong_arrays(srvgg_x2: ModelCard) -> None:
+    engine = make_engine(srvgg_x2)
+    for bad in (np.zeros((1, 10), np.uint8), np.zeros(engine.source.frame_bytes, np.uint8)):
+        with pytest.raises(ValueError, match="frames are"):
+            engine.upscale(bad)
+    with pytest.raises(ValueError, match="frames are"):
+        engine.upscale_rgb(np.zeros((1, 4, 4, 3), np.float32))
+
+
+def test_description_and_yardstick(srvgg_x2: ModelCard) -> None:
+    engine = make_engine(srvgg_x2, threads=1)
+    assert engine.warm_up() > 0
+    description = engine.description
+    assert (description.model, description.precision, description.threads) == (srvgg_x2.name, "fp32", 1)
+    assert (description.tile, description.batch) == (None, 1)
+    assert engine.flop_per_frame == srvgg_x2.flop_per_input_pixel * 64 * 48
+    assert matmul_peak("cpu", seconds=0.1) > 1e9
+
+
+@needs_gpu
+@pytest.mark.parametrize("model", ["srvgg_x2", "srvgg_x4", "rrdb_x2"])
+def test_gpu_gives_what_the_cpu_gives(model: str, request: pytest.FixtureRequest) -> None:
+    card = request.getfixturevalue(model)
+    cpu = make_engine(card, (150, 130))
+    frames = yuv_frames(cpu.source, 11)
+    expected = cpu.upscale(frames).astype(int)
+    for precision, tolerance in (("fp32", 1), ("fp16", 3)):
+        gpu = make_engine(card, (150, 130), device="cuda", precision=precision, batch=4)
+        assert np.abs(gpu.upscale(frames) - expected).max() <= tolerance
+        assert gpu.description.batch == 4
+        image = picture(75, 90)[None]
+        assert np.abs(gpu.upscale_rgb(image).astype(int) - cpu.upscale_rgb(image)).max() <= tolerance
+
+
+@needs_gpu
+def test_gpu_results_do_not_depend_on_grouping(srvgg_x2: ModelCard) -> None:
+    first, second = (make_engine(srvgg_x2, (150, 130), device="cuda", batch=4) for _ in range(2))
+    frames = yuv_frames(first.source, 7)
+    together = first.upscale(frames)
+    np.testing.assert_array_equal(together, np.concatenate([second.upscale(frames[i : i + 3]) for i in (0, 3, 6)]))
+
+
+@needs_gpu
+def test_gpu_out_of_memory(srvgg_x4: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine(srvgg_x4, (150, 131), device="cuda", precision="fp32", batch=4)
+    frames = yuv_frames(engine.source, 6)
+    expected = engine.upscale(frames).astype(int)
+    engine._last = None
+    out_of_memory_above(60 * 60, torch.OutOfMemoryError("out of memory"), monkeypatch)
+    assert np.abs(engine.upscale(frames) - expected).max() <= 1
+    assert (engine.batch, engine.tile) == (1, 37)

@@ -1,0 +1,135 @@
+"""Dependencies point one way: `flows -> tasks -> tasks.media, tasks.models` and `flows -> blocks -> infra.pools`."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[1]
+PACKAGES: Final = ("flows", "tasks", "blocks", "deployments", "infra")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the modules of one package must not import."""
+
+    package: str
+    forbidden: tuple[str, ...]
+    allowed: tuple[str, ...] = ()
+    """Modules of a forbidden package that may be imported all the same."""
+    exempt: tuple[str, ...] = ()
+    """Modules of `package` that the rule leaves out."""
+
+
+RULES: Final = (
+    Rule("tasks", ("flows", "blocks", "infra", "deployments")),
+    Rule("tasks.media", ("prefect", "prefect_dask", "dask", "distributed", "dask_jobqueue")),
+    Rule("tasks.models", ("prefect", "prefect_dask", "dask", "distributed", "dask_jobqueue")),
+    Rule("tasks.media", ("torch",), exempt=("tasks.media.colour",)),
+    Rule("tasks.media", ("tasks",), allowed=("tasks.media", "tasks.errors")),
+    Rule("tasks.models", ("tasks",), allowed=("tasks.models", "tasks.media", "tasks.errors")),
+    Rule("infra", ("flows", "tasks", "blocks", "deployments"), allowed=("tasks.errors",)),
+    Rule("blocks", ("flows", "tasks", "deployments"), allowed=("tasks.errors",)),
+    *(Rule(package, ("tests",)) for package in PACKAGES),
+)
+
+
+def _within(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def imported(source: str, module: str, *, is_package: bool = False) -> Iterator[tuple[str, int]]:
+    """Full names of all modules that a source text imports anywhere in it, with line numbers.
+
+    Of `from a import b` both `a` and `a.b` could be the module meant: `a.b` is given, which lies within `a`.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield name.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")[: len(module.split(".")) - node.level + is_package]
+                base = ".".join([*parents, *([base] if base else [])])
+            for name in node.names:
+                yield f"{base}.{name.name}", node.lineno
+        elif isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            first = node.args[0] if node.args else None
+            if called in ("import_module", "__import__") and isinstance(first, ast.Constant):
+                yield str(first.value), node.lineno
+
+
+def violations(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    """Imports of a source text that a rule forbids."""
+    return [
+        f"{module}:{line} imports {name}"
+        for name, line in imported(source, module, is_package=is_package)
+        for rule in RULES
+        if _within(module, rule.package)
+        and not any(_within(module, exempt) for exempt in rule.exempt)
+        and any(_within(name, forbidden) for forbidden in rule.forbidden)
+        and not any(_within(name, allowed) for allowed in rule.allowed)
+    ]
+
+
+def _modules() -> Iterator[tuple[Path, str]]:
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield path, ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_every_import_follows_the_rules() -> None:
+    modules = list(_modules())
+    assert {"tasks.media.probe", "tasks.plan", "flows.cli", "infra.pools"} <= {module for _, module in modules}
+    found = [
+        violation
+        for path, module in modules
+        for violation in violations(path.read_text(), module, is_package=path.name == "__init__.py")
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("tasks.plan", "import flows"),
+        ("tasks.plan", "from flows.upscale_video import upscale_video"),
+        ("tasks.plan", "def late():\n    from infra.pools import pool"),
+        ("tasks.plan", "import importlib\nimportlib.import_module('blocks.pools')"),
+        ("tasks.media.probe", "from prefect import task"),
+        ("tasks.media.probe", "import dask.array"),
+        ("tasks.media.probe", "import torch"),
+        ("tasks.media.probe", "from tasks.plan import Plan"),
+        ("tasks.media.probe", "from ..plan import Plan"),
+        ("tasks.media.probe", "from .. import plan"),
+        ("tasks.models.engine", "if True:\n    from distributed import get_worker"),
+        ("infra.pools.pool", "from tasks import errors, plan"),
+        ("infra.pools.pool", "from flows import cli"),
+        ("flows.cli", "from tests.media.clips import Clips"),
+    ],
+)
+def test_the_scanner_catches_a_planted_violation(module: str, source: str) -> None:
+    assert violations(source, module)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("tasks.media.colour", "import torch"),
+        ("tasks.media.probe", "from .pixels import Colour\nfrom tasks.errors import SourceError"),
+        ("tasks.models.engine", "import torch\nfrom tasks.media.colour import PlanesToRgb"),
+        ("infra.pools.pool", "from tasks.errors import PoolError"),
+        ("flows.cli", "from tasks.request import check_request\nfrom infra.pools import open_pools"),
+        ("tasks.plan", "import flowsheet"),
+    ],
+)
+def test_the_scanner_lets_allowed_imports_through(module: str, source: str) -> None:
+    assert violations(source, module) == []
