@@ -107,7 +107,7 @@ class PoolAdaptive(Adaptive):
         idle.sort(key=lambda worker: int(str(worker.name).rpartition("-")[2]), reverse=True)
         return [worker.name for worker in idle[: max(0, len(members) - target)]]
 
-    async def scale_down(self, workers: Iterable[Any]) -> None:
+    async def scale_down(self, workers: Iterable[Any]) -> None:  # type: ignore[override]
         """Close these workers, except those that the scheduler cannot do without or that just got a task."""
         names = set(workers)
         members = {worker.name: worker for worker in self._members() if worker.name in names}
@@ -118,7 +118,7 @@ class PoolAdaptive(Adaptive):
             closing |= {info["name"] for info in retired.values()}
         if closing:
             logger.debug("pool %s lets go of %s", self.pool.name, ", ".join(sorted(map(str, closing))))
-            await self.cluster.scale_down(closing)
+            await self.pooled.scale_down(closing)
 
     def _members(self) -> list[WorkerState]:
         return [worker for worker in self.pooled.scheduler.workers.values() if self.pool.owns(worker.name)]

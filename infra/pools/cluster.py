@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Dask settings of the scheduler.
+#: Dask settings of the scheduler and of the nannies beside it.
 SCHEDULER_CONFIG: Final[dict[str, Any]] = {
     # Dask counts a lost worker against every task in its queue. What one task may lose is counted in `attempts`; this
     # only bounds workers that die before their task begins.
@@ -45,6 +45,8 @@ SCHEDULER_CONFIG: Final[dict[str, Any]] = {
     "distributed.scheduler.active-memory-manager.start": False,
     "distributed.comm.timeouts.connect": "60s",
     "distributed.comm.timeouts.tcp": "120s",
+    # Dask looks fifty times a second whether its event loop is alive; idle processes would burn percents on it.
+    "distributed.admin.tick.interval": "1s",
     "distributed.admin.tick.limit": "60s",
     "distributed.admin.system-monitor.interval": "5s",
     "distributed.admin.system-monitor.disk": False,
@@ -59,13 +61,13 @@ class PooledCluster(SpecCluster):
     """One scheduler in this process and any number of elastic pools of workers.
 
     Every pool is a slice of `worker_spec` with its own adaptive scaling, which counts the tasks that ask for it.
-    Everything listens on 127.0.0.1.
 
     Args:
         pools: The pools, names unique.
         security: TLS between client, scheduler and workers: `True` for temporary credentials made here, `False` for
             none, or Dask's own object.
         dashboard: Serve Dask's dashboard on a free port (needs `bokeh`).
+        host: Address the scheduler listens on; only workers on other machines need more than this one.
         interval: Seconds between two looks at the demand; the default is what each kind of worker asks for.
         warm: Start one worker of each pool right away instead of with the first task.
 
@@ -73,12 +75,15 @@ class PooledCluster(SpecCluster):
         SettingsError: Two pools have the same name, or there is none.
     """
 
+    scheduler: Any  # Dask's attribute; `None` only before the constructor is through.
+
     def __init__(
         self,
         pools: Iterable[Pool],
         *,
         security: bool | Security = True,
         dashboard: bool = False,
+        host: str = "127.0.0.1",
         interval: float | None = None,
         warm: bool = False,
     ) -> None:
@@ -103,7 +108,7 @@ class PooledCluster(SpecCluster):
             scheduler={
                 "cls": Scheduler,
                 "options": {
-                    "host": "127.0.0.1",
+                    "host": host,
                     "port": 0,
                     "protocol": "tls" if credentials else "tcp",
                     "security": credentials,
@@ -221,7 +226,9 @@ class PooledCluster(SpecCluster):
             await asyncio.gather(*(worker.close() for worker in leaving), return_exceptions=True)
             for name in sorted(set(self.worker_spec) - set(self.workers)):
                 spec = self.worker_spec[name]
-                worker = spec["cls"](self.scheduler.address, **{"name": name, **spec["options"]})
+                address = getattr(self.scheduler, "contact_address", None) or self.scheduler.address
+                with dask.config.set(SCHEDULER_CONFIG):  # Nannies live in this process too.
+                    worker = spec["cls"](address, **{"name": name, **spec["options"]})
                 worker._cluster = weakref.ref(self)
                 self._created.add(worker)
                 self.workers[name] = worker

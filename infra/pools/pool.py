@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from tasks.errors import PoolError, SettingsError
+from tasks.errors import SettingsError
 
 if TYPE_CHECKING:
     from distributed.security import Security
@@ -153,13 +153,8 @@ def local_pools(
         gpu_imports: Modules that `gpu` workers import ahead of their first task, for instance `("torch",)`.
         idle_seconds: How long a worker without work stays.
         minimum: Workers of each pool that always exist while the pools are open.
-
-    Raises:
-        PoolError: `CUDA_VISIBLE_DEVICES` is set but empty and `SUPERRES_REQUIRE_GPU` asks for a device.
     """
     devices = cuda_devices()
-    if not devices and os.environ.get("SUPERRES_REQUIRE_GPU"):
-        raise PoolError("no CUDA device is visible", "Check nvidia-smi and CUDA_VISIBLE_DEVICES")
     cores = usable_cores()
     cpu = Pool(
         "cpu",

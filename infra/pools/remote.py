@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 from prefect import Flow, Task
 from prefect.client.schemas.objects import State
 from prefect.context import SettingsContext, SyncClientContext
@@ -32,7 +32,7 @@ _EVENTS_WAIT: Final = 0.25
 _KEPT_CONTEXTS: Final = 4
 
 
-class _ByNamePickler(cloudpickle.Pickler):  # type: ignore[misc]
+class _ByNamePickler(cloudpickle.Pickler):
     """Pickles tasks and flows of importable modules by name.
 
     `cloudpickle` alone would copy a task's function by value, because the module's attribute is the task and not the
@@ -149,7 +149,7 @@ def run_packed(task_run: bytes, packed: PackedContext, label: str) -> State[Any]
         task: Task[Any, Any] = arguments["task"]
         try:
             if task.isasync:
-                return asyncio.run(run_task_async(**arguments, return_type="state"))
+                return asyncio.run(run_task_async(**arguments, return_type="state"))  # type: ignore[arg-type]
             return run_task_sync(**arguments, return_type="state")  # type: ignore[return-value]
         finally:
             _send_events()
@@ -157,6 +157,6 @@ def run_packed(task_run: bytes, packed: PackedContext, label: str) -> State[Any]
 
 def _send_events() -> None:
     deadline = time.monotonic() + _EVENTS_WAIT
-    for worker in list(EventsWorker._instances.values()):
+    for worker in list(EventsWorker._instances.values()):  # type: ignore[misc]
         while isinstance(worker, EventsWorker) and worker._queue.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(0.005)

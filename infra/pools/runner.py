@@ -37,6 +37,7 @@ from prefect.utilities.engine import (
     resolve_to_final_result,
 )
 from prefect_dask import DaskTaskRunner
+from prefect_dask.client import PrefectDaskClient
 
 from infra.pools.opening import current_cluster
 from infra.pools.pool import Pool, local_pools
@@ -97,7 +98,7 @@ class PoolFuture(PrefectTaskRunFuture[R]):
         if not self._settled.wait(timeout):
             raise TimeoutError(f"Task run {self.task_run_id} did not complete within {timeout} seconds")
         assert self._final_state is not None
-        return self._final_state.result(raise_on_failure=raise_on_failure, _sync=True)  # type: ignore[call-arg]
+        return self._final_state.result(raise_on_failure=raise_on_failure, _sync=True)  # type: ignore[call-overload]
 
     def add_done_callback(self, fn: Callable[[PrefectFuture[R]], None]) -> None:
         """Call `fn(self)` when the task run has ended, at once if it has."""
@@ -319,19 +320,19 @@ class PoolTaskRunner(DaskTaskRunner):
         self.__init__(**state)  # type: ignore[misc]
 
     @property
-    def client(self) -> distributed.Client:
+    def client(self) -> PrefectDaskClient:
         """The client of the scheduler; opens pools at first use when none are open."""
         with self._client_lock:
             if self._client is None:
-                self._client = self._exit_stack.enter_context(self._connect())  # type: ignore[assignment]
-            return self._client  # type: ignore[return-value]
+                self._client = self._exit_stack.enter_context(self._connect())
+            return self._client
 
     @property
     def cluster(self) -> PooledCluster | None:
         """The pools in use, once there are some in this process."""
         return self._cluster  # type: ignore[return-value]
 
-    def submit(
+    def submit(  # type: ignore[override]
         self,
         task: Task[Any, Any],
         parameters: dict[str, Any],
@@ -370,7 +371,7 @@ class PoolTaskRunner(DaskTaskRunner):
         if abandoned:
             _end_abandoned(abandoned)
 
-    def _connect(self) -> distributed.Client:
+    def _connect(self) -> PrefectDaskClient:
         if distributed.worker.thread_state.__dict__.get("execution_state") is not None:
             raise PoolError("a task submitted a task", "Submit tasks from the flow, call functions from a task")
         if self.address is None:
@@ -380,7 +381,7 @@ class PoolTaskRunner(DaskTaskRunner):
 
                 self._cluster = self._exit_stack.enter_context(PooledCluster(self.pools()))
         target = self._cluster if self._cluster is not None else self.address
-        return distributed.Client(target, **self.client_kwargs)
+        return PrefectDaskClient(target, **self.client_kwargs)
 
     def _shared_context(self) -> PackedContext:
         # Within one flow run only the tags can differ between submissions.

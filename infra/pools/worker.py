@@ -33,7 +33,7 @@ WORKER_CONFIG: Final[dict[str, Any]] = {
             "profile": {"enabled": False},
         },
         "comm": {"timeouts": {"connect": "60s", "tcp": "120s"}},
-        "admin": {"system-monitor": {"interval": "5s", "disk": False}, "tick": {"limit": "60s"}},
+        "admin": {"system-monitor": {"interval": "5s", "disk": False}, "tick": {"interval": "1s", "limit": "60s"}},
         "diagnostics": {"nvml": False},
     },
     "logging": {"distributed": "critical"},
@@ -73,7 +73,7 @@ class PoolWorker(Worker):
         super().__init__(*args, **options)
         threading.Thread(target=_import_ahead, args=(tuple(imports),), name="import-ahead", daemon=True).start()
 
-    async def close(
+    async def close(  # type: ignore[override]
         self, timeout: float = 30, executor_wait: bool = True, nanny: bool = True, reason: str = "worker-close"
     ) -> str | None:
         """End the worker; at once when its nanny wants it and a task still runs, because nothing can stop a thread."""
@@ -93,18 +93,17 @@ class LocalNanny(Nanny):
     """
 
     def __init__(self, *args: Any, niceness: int = 0, imports: Sequence[str] = (), **options: Any) -> None:
-        super().__init__(
-            *args,
-            worker_class=PoolWorker,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            death_timeout=_START_TIMEOUT,
-            preload=[],
-            preload_nanny=[],
-            niceness=niceness,
-            imports=tuple(imports),
-            **options,
-        )
+        options |= {
+            "worker_class": PoolWorker,
+            "host": "127.0.0.1",
+            "dashboard_address": "127.0.0.1:0",
+            "death_timeout": _START_TIMEOUT,
+            "preload": [],
+            "preload_nanny": [],
+            "niceness": niceness,
+            "imports": tuple(imports),
+        }
+        super().__init__(*args, **options)
         self.config = dask.config.merge(self.config, WORKER_CONFIG)
         # Dask would write these into the environment of *this* process (threads per library, one for all pools). The
         # pool's own variables reach the worker through `env`, early enough for every library a task loads.

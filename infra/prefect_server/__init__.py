@@ -105,12 +105,13 @@ class Api(AbstractContextManager["Api"]):
 
     def stop(self) -> None:
         """End the private server; nothing happens to a configured one. Safe to call twice."""
-        if self._ready is not None:
-            os.close(self._ready)
-            self._ready = None
         if self._process is None:
             return
         process, self._process = self._process, None
+        if self._ready is not None:
+            os.close(self._ready)
+            self._ready = None
+            process.kill()  # Nothing was ever told to it.
         assert process.stdin is not None
         process.stdin.close()  # What the server takes as the end of its user.
         try:

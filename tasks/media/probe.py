@@ -224,7 +224,7 @@ def probe(path: Path) -> SourceFacts:
 
 
 def _exact_rate(rate: Fraction | None) -> Fraction | None:
-    """Undo libavformat's rounding: Matroska rates are reduced to numerators below 30000, 60000/1001 becomes 19001/317."""
+    """Undo libavformat's rounding: it reduces rates to numerators up to 30000, which makes 19001/317 of 60000/1001."""
     if rate is not None:
         exact = Fraction(round(rate * 1001 / 1000) * 1000, 1001)
         if rate != exact and abs(rate / exact - 1) < Fraction(1, 1_000_000):

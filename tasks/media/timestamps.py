@@ -126,7 +126,9 @@ def scan_packets(facts: SourceFacts, tick: Callable[[], None] = lambda: None) ->
         missing_seconds = facts.start_seconds + facts.duration_seconds - last_end
     ends_in_packet = facts.container == "mpegts" and all(facts.size_bytes % size for size in (188, 192, 204))
     cut_off_at = _first_gap_at_end(times)
-    if cut_off_at is None and (packets < facts.declared_frames or missing_seconds > _DURATION_TOLERANCE or ends_in_packet):
+    if cut_off_at is None and (
+        packets < facts.declared_frames or missing_seconds > _DURATION_TOLERANCE or ends_in_packet
+    ):
         cut_off_at = len(times)
     rate = _rate(facts, times) if cut_off_at is None else _declared_rate(facts, times)
     table = FrameTable(times, np.sort(np.asarray(keyframes, dtype=np.int64)), facts.time_base, rate)

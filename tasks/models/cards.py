@@ -154,15 +154,17 @@ def find_model(name_or_path: str | Path) -> ModelCard:
 
 
 def _card_of_file(path: Path) -> ModelCard:
-    from tasks.models import weights  # torch loads only when a weight file has to be looked into
+    # Here: torch loads only when a weight file has to be looked into.
+    from tasks.models.state import parse_state
+    from tasks.models.weights import read_bytes
 
     path = path.expanduser().resolve()
     if path.suffix.lower() not in WEIGHT_SUFFIXES:
         raise ModelError(f"{path} is not a weight file", f"Give a file ending in {', '.join(WEIGHT_SUFFIXES)}")
     if not path.is_file():
         raise ModelError(f"The weight file {path} does not exist", "Check the path")
-    data = weights.read_bytes(path)
-    state = weights.parse_state(data, path)
+    data = read_bytes(path)
+    state = parse_state(data, path)
     return ModelCard(
         name=path.stem,
         **_architecture_of({key: tuple(tensor.shape) for key, tensor in state.items()}, path),

@@ -30,8 +30,9 @@ from torch import Tensor
 from tasks.errors import FrameError, ModelError, SettingsError
 from tasks.media.colour import PlanesToRgb, RgbToPlanes
 from tasks.media.pixels import PictureFormat
-from tasks.models import networks, weights
+from tasks.models import networks
 from tasks.models.cards import ModelCard, all_cards
+from tasks.models.state import load_state
 
 PRECISIONS: Final[dict[str, torch.dtype]] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -132,7 +133,7 @@ class Engine:
         if self.device.type == "cpu":
             keep_freed_memory()
         self._networks: dict[str, torch.nn.Module] = {}
-        self._state = weights.load_state(card)
+        self._state = load_state(card)
         with self._settings():
             self._network(self.precision)
         self._to_rgb = PlanesToRgb(source, self.device)

@@ -1,10 +1,10 @@
-"""Weight files: where they are, how they get there, and how they are read without trusting them.
+"""Weight files: where they are, how they get there, and that they are the right ones.
 
-    state = load_state(find_model("realesr-animevideov3"))
+    path = locate(find_model("realesr-animevideov3"))
 
 A file is looked for in three places, in this order: bundled with this repository, the folder named by the environment
 variable `SUPERRES_MODEL_DIR`, and the user's cache. Nothing is downloaded unless `fetch` is called. Whatever the place,
-size and SHA-256 must be those of the model card, and what is parsed are the very bytes that were hashed.
+size and SHA-256 must be those of the model card. Nothing here loads torch: `tasks.models.state` reads the weights.
 """
 
 from __future__ import annotations
@@ -13,22 +13,14 @@ import fcntl
 import hashlib
 import http.client
 import os
-import pickle
 import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import Final
 
-import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
-
 from tasks.errors import ModelError
-from tasks.models import networks
 from tasks.models.cards import BUNDLED_FOLDER, ModelCard
 
 #: Names the folder in which weight files lie, shared by all nodes of a cluster for example.
@@ -60,7 +52,7 @@ def locate(card: ModelCard) -> Path:
     Raises:
         ModelError: It is nowhere, or the file found is not the one the card describes.
     """
-    return _read_checked(card)[0]
+    return read_checked(card)[0]
 
 
 def is_present(card: ModelCard) -> bool:
@@ -71,38 +63,6 @@ def is_present(card: ModelCard) -> bool:
 def content_hash(card: ModelCard) -> str:
     """SHA-256 of the weight file as hex digits: two models are the same if and only if this is. Reads no file."""
     return card.sha256
-
-
-def load_state(card: ModelCard) -> dict[str, Tensor]:
-    """The weights of `card` on the CPU, float32, exactly those its network needs.
-
-    Raises:
-        ModelError: The file is missing, is not the one the card describes, holds code, lacks weights, has weights too
-            many or of other shapes, or has some that are not finite.
-    """
-    path, data = _read_checked(card)
-    state = parse_state(data, path)
-    expected = networks.parameter_shapes(card)
-    if missing := sorted(expected.keys() - state.keys()):
-        raise ModelError(f"{path} lacks {len(missing)} weights of {card.name}, {missing[0]} first", _OTHER_FILE)
-    if extra := sorted(state.keys() - expected.keys()):
-        raise ModelError(
-            f"{path} has {len(extra)} weights that {card.name} has no use for, {extra[0]} first", _OTHER_FILE
-        )
-    for name, tensor in state.items():
-        if tuple(tensor.shape) != expected[name]:
-            raise ModelError(
-                f"Weight {name} in {path} has shape {tuple(tensor.shape)}, {card.name} needs {expected[name]}",
-                _OTHER_FILE,
-            )
-        if not torch.isfinite(tensor).all():
-            raise ModelError(
-                f"Weight {name} in {path} holds values that are not finite", "Train or export the model again"
-            )
-    return {name: tensor.to(torch.float32) for name, tensor in state.items()}
-
-
-_OTHER_FILE: Final = "Use the file that belongs to this model"
 
 
 def read_bytes(path: Path) -> bytes:
@@ -119,45 +79,6 @@ def read_bytes(path: Path) -> bytes:
         raise ModelError(
             f"The weight file {path} cannot be read: {error.strerror or error}", "Check path and permissions"
         ) from error
-
-
-def parse_state(data: bytes, path: Path) -> dict[str, Tensor]:
-    """Name and value of every weight in a `.safetensors` or `torch.save` file, on the CPU, in the file's own types.
-
-    Of a training checkpoint the smoothed weights (`params_ema`) are taken, else `params`, else the file's top level.
-
-    Args:
-        data: The file's content.
-        path: Its name, which decides the format and appears in errors.
-
-    Raises:
-        ModelError: The file is damaged, or is a pickle that holds more than tensors and plain values.
-    """
-    damaged = ModelError(f"The weight file {path} is damaged or is not one", "Download or copy it again")
-    if path.suffix.lower() == ".safetensors":
-        try:
-            return safetensors.torch.load(data)
-        except (safetensors.SafetensorError, ValueError, KeyError) as error:
-            raise damaged from error
-    try:
-        # Tensors saved on a GPU (the official realesr-animevideov3 is one) must load where there is none.
-        content = torch.load(BytesIO(data), weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error).lower():
-            raise damaged from error
-        raise ModelError(
-            f"{path} is a pickle that wants to run code while it loads; it was not loaded",
-            "Use weights from a source you trust, saved as plain tensors or as .safetensors",
-        ) from error
-    except (RuntimeError, ValueError, KeyError, EOFError, IndexError, AttributeError, TypeError) as error:
-        raise damaged from error
-    for key in ("params_ema", "params"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise ModelError(f"{path} holds no state dict (names with tensors)", "Save network.state_dict()")
-    return dict(content)
 
 
 def fetch(card: ModelCard, progress: Callable[[int, int], None] | None = None) -> Path:
@@ -281,7 +202,7 @@ def _candidates(card: ModelCard) -> list[Path]:
     return [Path(card.path)] if card.path else [folder / card.file_name for folder in search_folders()]
 
 
-def _read_checked(card: ModelCard) -> tuple[Path, bytes]:
+def read_checked(card: ModelCard) -> tuple[Path, bytes]:
     """The first weight file found, with its content, which is the one the card describes.
 
     Raises:

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 
 from tasks.media.pixels import Colour, PictureFormat
-from tasks.models import networks, weights
+from tasks.models import networks
 from tasks.models.cards import ModelCard, find_model
 from tasks.models.engine import Engine, matmul_peak
+from tasks.models.state import load_state
 
 
 def measure(
@@ -77,7 +78,7 @@ def measure_reference(card: ModelCard, size: tuple[int, int], device: torch.devi
     upscaler = networks.official("realesrgan.utils", "RealESRGANer")
     with TemporaryDirectory() as folder:
         path = Path(folder) / "params.pth"
-        torch.save({"params": weights.load_state(card)}, path)
+        torch.save({"params": load_state(card)}, path)
         half = device.type == "cuda"
         network = networks.build(card)
         reference = upscaler(card.scale, str(path), model=network, pre_pad=0, half=half, device=device)

@@ -218,7 +218,7 @@ class TestScaling:
         assert sizes(restless) == {"cpu": 0, "gpu": 0}
         with Client(restless, set_as_default=False) as client:
             for _ in range(2):
-                futures = [client.submit(time.sleep, 2, resources={"gpu": 1}, pure=False) for _ in range(4)]
+                futures = [client.submit(time.sleep, 1, resources={"gpu": 1}, pure=False) for _ in range(4)]
                 eventually(lambda: sizes(restless) == {"cpu": 0, "gpu": 2})
                 client.gather(futures)
                 del futures

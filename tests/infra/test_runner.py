@@ -238,6 +238,7 @@ class TestLosses:
         with pytest.raises(RuntimeError, match="gave up"):
             sample.abandon(str(tmp_path / "log"))
         assert states(ids_of("abandon")) == {"upscale-0": "Crashed"}
+        assert pools.coming("cpu") == pools.coming("gpu") == 0
         # Its thread cannot be stopped; the tests after this one should not wait for it.
         os.kill(worker_pid(pools, "gpu-0"), signal.SIGKILL)
 

@@ -19,6 +19,7 @@ from tasks.models import engine as engine_module
 from tasks.models import networks, weights
 from tasks.models.cards import ModelCard, find_model
 from tasks.models.engine import Engine, matmul_peak
+from tasks.models.state import load_state
 from tests.models.conftest import MakeModel
 from tests.models.samples import picture, picture_format, yuv_frames
 
@@ -41,7 +42,7 @@ def official(card: ModelCard, folder: Path) -> Callable[[np.ndarray], np.ndarray
     """`RealESRGANer.enhance` in fp32, whole frames, RGB in and out."""
     upscaler = networks.official("realesrgan.utils", "RealESRGANer")
     path = folder / "params.pth"
-    torch.save({"params": weights.load_state(card)}, path)
+    torch.save({"params": load_state(card)}, path)
     reference = upscaler(card.scale, str(path), model=networks.build(card), pre_pad=0, device=torch.device("cpu"))
     return lambda rgb: reference.enhance(rgb[:, :, ::-1])[0][:, :, ::-1]
 
@@ -248,7 +249,7 @@ def test_any_size_up_to_the_scale(srvgg_x2: ModelCard, target: tuple[int, int]) 
     with torch.inference_mode():
         rgb = PlanesToRgb(engine.source)(torch.from_numpy(frames)).clamp(0, 1)
         network = networks.build(srvgg_x2)
-        network.load_state_dict(weights.load_state(srvgg_x2))
+        network.load_state_dict(load_state(srvgg_x2))
         larger = network(rgb).clamp(0, 1)
         if target != (128, 96):
             larger = F.interpolate(larger, target[::-1], mode="bicubic", antialias=True).clamp(0, 1)

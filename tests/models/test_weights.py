@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from tasks.errors import ModelError
 from tasks.models import networks, weights
 from tasks.models.cards import ModelCard, find_model
+from tasks.models.state import load_state
 from tests.models.samples import blank_card
 
 CONTENT = bytes(range(256)) * 3000
@@ -173,7 +174,7 @@ def test_download_goes_to_the_cache_without_a_named_folder(
 def test_missing_weights_say_what_to_do(folder: Path) -> None:
     card = find_model("realesr-animevideov3")
     with pytest.raises(ModelError) as caught:
-        weights.load_state(card)
+        load_state(card)
     message = str(caught.value)
     for fact in ("realesr-animevideov3.pth", "2504012 bytes", str(card.url), str(weights.cache_folder()), "superres"):
         assert fact in message
@@ -184,25 +185,25 @@ def test_missing_weights_say_what_to_do(folder: Path) -> None:
 def test_bundled_weights_load(folder: Path) -> None:
     for name in ("compact-x2", "compact-x4"):
         card = find_model(name)
-        state = weights.load_state(card)
+        state = load_state(card)
         assert sum(tensor.numel() for tensor in state.values()) == card.parameters
         assert weights.content_hash(card) == hashlib.sha256(weights.locate(card).read_bytes()).hexdigest()
 
 
 def test_changed_file_is_refused(srvgg_x2: ModelCard) -> None:
-    assert weights.load_state(srvgg_x2)
+    assert load_state(srvgg_x2)
     path = Path(str(srvgg_x2.path))
     good = path.read_bytes()
     try:
         path.write_bytes(good[:-100])
         with pytest.raises(ModelError, match="bytes"):
-            weights.load_state(srvgg_x2)
+            load_state(srvgg_x2)
         path.write_bytes(good[:5000] + bytes([good[5000] ^ 1]) + good[5001:])
         with pytest.raises(ModelError, match="SHA-256"):
             weights.locate(srvgg_x2)
         path.unlink()
         with pytest.raises(ModelError, match="does not exist"):
-            weights.load_state(srvgg_x2)
+            load_state(srvgg_x2)
     finally:
         path.write_bytes(good)
 
@@ -256,7 +257,7 @@ def test_weights_that_do_not_fit_the_network(tmp_path: Path) -> None:
     def load(changed: dict[str, torch.Tensor]) -> None:
         path = tmp_path / "weights.safetensors"
         save_file(changed, path)
-        weights.load_state(find_model(path))
+        load_state(find_model(path))
 
     load(state)
     with pytest.raises(ModelError, match="lacks 1 weights"):
@@ -275,7 +276,7 @@ def test_smoothed_weights_come_first(tmp_path: Path) -> None:
     smoothed = {name: tensor + 1 for name, tensor in state.items()}
     path = tmp_path / "checkpoint.pth"
     torch.save({"params": state, "params_ema": smoothed}, path)
-    loaded = weights.load_state(find_model(path))
+    loaded = load_state(find_model(path))
     assert all(torch.equal(loaded[name], smoothed[name]) for name in smoothed)
 
 
@@ -283,9 +284,9 @@ def test_half_precision_files_become_single(tmp_path: Path) -> None:
     state = networks.build(blank_card(architecture="srvgg", scale=2, num_feat=4, num_conv=1)).state_dict()
     path = tmp_path / "half.safetensors"
     save_file({name: tensor.half() for name, tensor in state.items()}, path)
-    assert {tensor.dtype for tensor in weights.load_state(find_model(path)).values()} == {torch.float32}
+    assert {tensor.dtype for tensor in load_state(find_model(path)).values()} == {torch.float32}
 
 
 def test_card_that_is_moved_still_needs_its_own_file(srvgg_x2: ModelCard, srvgg_x4: ModelCard) -> None:
     with pytest.raises(ModelError):
-        weights.load_state(replace(srvgg_x2, path=srvgg_x4.path))
+        load_state(replace(srvgg_x2, path=srvgg_x4.path))
