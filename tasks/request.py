@@ -135,6 +135,11 @@ def check_request(request: UpscaleRequest) -> CheckedRequest:
         raise SettingsError(
             f"{destination.name}: this container cannot hold {profile.name}", f"End the name with {endings}"
         )
+    if profile.name == "ffv1" and facts.sample_aspect_ratio != 1:
+        raise SettingsError(
+            f"{facts.path} has samples of shape {facts.sample_aspect_ratio}, which profile ffv1 cannot store",
+            "Choose another --encoder",
+        )
     scratch = scratch_folder(request.scratch)
     check_destination(source, destination, request.overwrite or find_published(scratch, destination))
     target = _target_picture(request, facts)
@@ -165,11 +170,17 @@ def check_destination(source: Path, destination: Path, overwrite: bool) -> None:
     Raises:
         DestinationError: It is the source, a folder, exists already, or its folder is missing or not writable.
     """
-    if destination.exists() and destination.samefile(source):
+    try:
+        exists = destination.exists()
+    except OSError as error:
+        raise DestinationError(
+            f"{destination} is no possible name ({error.strerror})", "Choose another name"
+        ) from error
+    if exists and destination.samefile(source):
         raise DestinationError(f"the destination is the source itself ({destination})", "Choose another name")
     if destination.is_dir():
         raise DestinationError(f"{destination} is a folder", "Add a file name")
-    if destination.exists() and not overwrite:
+    if exists and not overwrite:
         raise DestinationError(f"{destination} exists already", "Choose another name, or add --overwrite to replace it")
     if not destination.parent.is_dir():
         raise DestinationError(f"the folder {destination.parent} does not exist", "Create it first")

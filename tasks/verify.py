@@ -10,10 +10,13 @@ import xxhash
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.errors import VerificationError
+from tasks.errors import SourceError, VerificationError
 from tasks.media.mux import MuxReport, payload
 from tasks.media.probe import SourceFacts, open_source, probe
 from tasks.plan import Plan, load_plan
+
+#: Seconds by which a copied packet may move: the rounding of containers that hold times in milliseconds.
+_LARGEST_SHIFT = 0.002
 
 
 @task(name="verify", tags={"pool:cpu"}, cache_policy=NO_CACHE)
@@ -31,13 +34,17 @@ def verify_result(plan: Plan, muxed: MuxReport) -> None:
     Raises:
         VerificationError: Naming the first difference.
     """
-    result = probe(plan.result)
+    try:
+        result = probe(plan.result)
+    except SourceError as error:
+        raise _difference(f"the written file cannot be read back ({error.problem})") from error
     _compare_pictures(plan, result)
     expected = plan.table.pts.astype(object) * plan.table.time_base - _start_seconds(plan)
     times: list[Fraction] = []
     streams = [result.video_index, *(index for index in range(len(result.streams)) if index != result.video_index)]
     digests = [xxhash.xxh3_128() for _ in streams]
     counts = [0] * len(streams)
+    spans: list[tuple[float, float] | None] = [None] * len(streams)
     tick = Fraction(1, 1000)
     with open_source(plan.result) as container:
         tick = container.streams[result.video_index].time_base or tick
@@ -49,6 +56,9 @@ def verify_result(plan: Plan, muxed: MuxReport) -> None:
             counts[position] += 1
             if position == 0:
                 times.append((packet.pts or 0) * tick)
+            elif packet.pts is not None and packet.time_base:
+                seconds = float(packet.pts * packet.time_base)
+                spans[position] = ((spans[position] or (seconds,))[0], seconds)
     if len(times) != plan.frames:
         raise _difference(f"the result has {len(times)} frames, the source {plan.frames}")
     times.sort()
@@ -66,6 +76,11 @@ def verify_result(plan: Plan, muxed: MuxReport) -> None:
             raise _difference(f"stream {index} has {found} packets, the source {muxed.other_packets[index]}")
         if digests[position].hexdigest() != muxed.other_digests[index]:
             raise _difference(f"the packets of stream {index} differ from the source's")
+        written_span, wanted_span = spans[position], muxed.other_spans.get(index)
+        if written_span and wanted_span:
+            shift = max(abs(written_span[0] - wanted_span[0]), abs(written_span[1] - wanted_span[1]))
+            if shift > _LARGEST_SHIFT:
+                raise _difference(f"stream {index} is shifted by {shift:.3f} s against the picture")
 
 
 def _start_seconds(plan: Plan) -> Fraction:

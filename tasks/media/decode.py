@@ -69,7 +69,7 @@ def decodable_times(facts: SourceFacts, table: FrameTable) -> NDArray[np.int64]:
     known = set(table.pts.tolist())
     found = [
         frame.pts
-        for frame in _decode_from(facts, None, int(table.pts[0]), int(table.pts[-1]), 0)
+        for frame in _decode_from(facts, None, int(table.pts[0]), int(table.pts[-1]), 0, salvage=True)
         if frame.pts in known and frame.width == facts.width and frame.height == facts.height
     ]
     return np.unique(np.asarray(found, dtype=np.int64))
@@ -82,9 +82,13 @@ def _seek_target(table: FrameTable, first: int) -> int | None:
 
 
 def _decode_from(
-    facts: SourceFacts, start: int | None, first_pts: int, last_pts: int, threads: int
+    facts: SourceFacts, start: int | None, first_pts: int, last_pts: int, threads: int, *, salvage: bool = False
 ) -> Iterator[av.VideoFrame]:
-    """Decode from a keyframe and yield the whole, undamaged frames with times in `[first_pts, last_pts]`."""
+    """Decode from a keyframe and yield the whole, undamaged frames with times in `[first_pts, last_pts]`.
+
+    With `salvage` nothing between damage and the next intra picture is yielded: what refers to a lost picture decodes
+    to something, but to nothing that was ever filmed. Without, the lost picture itself ends the job.
+    """
     with open_source(Path(facts.path)) as container:
         stream = video_stream(container, facts.video_index)
         context = stream.codec_context
@@ -94,10 +98,15 @@ def _decode_from(
         context.options = _STRICT
         if start is not None:
             container.seek(start, stream=stream, backward=True, any_frame=False)
+        damaged = False
         for frame in _tolerant_decode(container, facts.video_index):
+            if frame is None:
+                damaged = salvage
+                continue
+            damaged = damaged and frame.pict_type != PictureType.I
             if frame.pts == start and frame.pict_type == PictureType.I:
                 start = None
-            if frame.pts is None or frame.pts < first_pts or frame.is_corrupt:
+            if frame.pts is None or frame.pts < first_pts or frame.is_corrupt or damaged:
                 continue
             # A stream of intra refresh has "key frames" that are no whole pictures: nothing after one can be trusted.
             if frame.pts > last_pts or start is not None:
@@ -105,15 +114,15 @@ def _decode_from(
             yield frame
 
 
-def _tolerant_decode(container: InputContainer, index: int) -> Iterator[av.VideoFrame]:
-    """All frames a decoder gives, passing over packets it refuses: which frames are missing is found by their times."""
+def _tolerant_decode(container: InputContainer, index: int) -> Iterator[av.VideoFrame | None]:
+    """All frames a decoder gives, and `None` where it refused a packet."""
     stream = video_stream(container, index)
     try:
         for packet in container.demux(stream):
             try:
                 yield from packet.decode()
             except av.error.FFmpegError:
-                continue
+                yield None
     except av.error.FFmpegError:
         # The container itself ends in the middle: flush what the decoder still holds.
         try:

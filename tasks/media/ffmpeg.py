@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import IO, Final
 
 import imageio_ffmpeg
+
+from tasks.errors import SettingsError
 
 #: Protocols an input may use: the file itself and our own pipes.
 PROTOCOLS: Final = "file,pipe"
@@ -46,8 +49,15 @@ class FfmpegError(RuntimeError):
 
 @lru_cache(maxsize=1)
 def binary() -> str:
-    """Path of the ffmpeg executable."""
-    return os.environ.get("SUPERRES_FFMPEG") or imageio_ffmpeg.get_ffmpeg_exe()
+    """Path of the ffmpeg executable.
+
+    Raises:
+        SettingsError: `SUPERRES_FFMPEG` names no program.
+    """
+    named = os.environ.get("SUPERRES_FFMPEG")
+    if named and shutil.which(named) is None:
+        raise SettingsError(f"SUPERRES_FFMPEG names {named}, which is no program", "Correct it or leave it out")
+    return named or imageio_ffmpeg.get_ffmpeg_exe()
 
 
 @lru_cache(maxsize=1)

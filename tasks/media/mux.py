@@ -52,6 +52,8 @@ class MuxReport:
     """Source stream index -> packets copied."""
     other_digests: dict[int, str]
     """Source stream index -> XXH3 (128 bits) over its packets."""
+    other_spans: dict[int, tuple[float, float]]
+    """Source stream index -> times of its first and last packet in the result, in seconds."""
 
 
 def muxer_of(path: Path) -> str:
@@ -149,11 +151,15 @@ def mux(
             output.set_chapters(source.chapters())
         digests = {index: xxhash.xxh3_128() for index in (facts.video_index, *copies)}
         counts = dict.fromkeys(digests, 0)
+        spans: dict[int, tuple[float, float]] = {}
         start = Fraction(source.start_time or 0, av.time_base)
         video_packets = _timed_video_packets(chunks, table, start)
         for index, packet in _merged(video_packets, source, facts.video_index, tuple(copies), start):
             digests[index].update(payload(packet))
             counts[index] += 1
+            if index != facts.video_index and packet.pts is not None and packet.time_base:
+                seconds = float(packet.pts * packet.time_base)
+                spans[index] = (spans.get(index, (seconds, seconds))[0], seconds)
             packet.stream = video if index == facts.video_index else copies[index]
             output.mux(packet)
     if counts[facts.video_index] != len(table):
@@ -166,6 +172,7 @@ def mux(
         video_digest=digests.pop(facts.video_index).hexdigest(),
         other_packets=counts,
         other_digests={index: digest.hexdigest() for index, digest in digests.items()},
+        other_spans=spans,
     )
 
 

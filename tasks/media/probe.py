@@ -125,8 +125,11 @@ def open_source(path: Path) -> InputContainer:
     Raises:
         SourceError: It is not there, empty, or no container that is known.
     """
-    if not path.exists():
-        raise SourceError(f"{path} does not exist", "Check the path")
+    try:
+        if not path.exists():
+            raise SourceError(f"{path} does not exist", "Check the path")
+    except OSError as error:
+        raise SourceError(f"{path} cannot be reached ({error.strerror})", "Check the path") from error
     if path.is_dir():
         raise SourceError(f"{path} is a directory", "Name one video file")
     if not path.is_file():

@@ -60,7 +60,7 @@ def _resident(process: psutil.Process) -> int:
 
 def write_slides(path: Path, seconds: int, size: str = "320x180") -> Path:
     """Write a lossless clip whose picture changes once a second: every frame is handled, few cost inference."""
-    slides = ffmpeg_python.input(f"testsrc2=s={size}:r=1:d={seconds}", format="lavfi").filter("fps", "24000/1001")
+    slides = ffmpeg_python.input(f"testsrc2=s={size}:r=1:d={seconds + 1}", format="lavfi").filter("fps", "24000/1001")
     output = ffmpeg_python.output(
         slides, ffmpeg.file_argument(path), pix_fmt="yuv420p", **{"frames:v": 24 * seconds, "c:v": "ffv1"}
     )

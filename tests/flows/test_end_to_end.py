@@ -268,8 +268,8 @@ def test_chunks_stream_through_their_own_pools_and_progress_is_told(films: Path,
     assert phases == ["upscaling", "assembling", "verifying", "publishing", "done"]
 
     flow_run = last_flow_run()
-    # Stage and plan run in the flow's own process; assemble, verify and publish once for all chunks.
-    runs = task_runs_of(flow_run, 3 * 8 + 5)
+    # Plan, assemble, verify and publish run once for all chunks.
+    runs = task_runs_of(flow_run, 3 * 8 + 4)
     stages: dict[str, list[TaskRun]] = defaultdict(list)
     for run in runs:
         stages[run.name.partition(" ")[0]].append(run)

@@ -132,10 +132,12 @@ def test_ffv1_gives_back_every_byte(tmp_path: Path, raw: np.ndarray) -> None:
     ids=lambda colour: f"{colour.matrix}-{'full' if colour.full_range else 'limited'}",
 )
 def test_colour_tags_and_pixel_shape_come_out(tmp_path: Path, raw: np.ndarray, profile: str, colour: Colour) -> None:
-    path = _encode(tmp_path, raw[:6], 0, profile, picture=_picture(colour), aspect=Fraction(64, 45))
+    # Requests that would need ffv1 to store a pixel shape are refused.
+    aspect = Fraction(1) if profile == "ffv1" else Fraction(64, 45)
+    path = _encode(tmp_path, raw[:6], 0, profile, picture=_picture(colour), aspect=aspect)
     command = [binary(), "-hide_banner", "-i", str(path)]
     said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stderr
-    assert "SAR 64:45" in said
+    assert profile == "ffv1" or "SAR 64:45" in said
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
         codes = {"bt709": (1, 1, 1), "smpte170m": (6, 6, 6), "bt470bg": (5, 5, 5)}[colour.matrix]

@@ -166,7 +166,7 @@ def test_what_the_container_cannot_hold_is_listed_with_the_reason(joined) -> Non
     assert result.carried.indexes == (1, 2)
 
 
-@pytest.mark.parametrize("profile", ["h264", "h265", "ffv1"])
+@pytest.mark.parametrize("profile", ["h264", "h265"])
 def test_pixel_shape_comes_out(joined, profile: str) -> None:
     path = joined("wide-pixels.mp4", "mkv", profile).path
     with av.open(str(path)) as container:

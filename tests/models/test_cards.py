@@ -25,7 +25,7 @@ FACTS = {
     "realesr-animevideov3": (621_424, 1.238e6, 18),
     "realesr-general-x4v3": (1_213_296, 2.418e6, 34),
     "realesr-general-wdn-x4v3": (1_213_296, 2.418e6, 34),
-    "compact-x2": (78_636, 0.156e6, 10),
+    "compact-x2": (50_796, 0.101e6, 7),
     "compact-x4": (89_040, 0.177e6, 10),
 }
 
