@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from tasks.errors import SettingsError, SuperResolutionError
 
 #: What a shell expects of a program that was interrupted.
 _INTERRUPTED = 130
+_TERMINATED = 143
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 after success; the error's exit code, or 130 when interrupted, otherwise.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    # A polite end from outside takes the same way out as an error: workers and the embedded server are closed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
     wants_json = "--json" in arguments
     try:
         parsed = _parser().parse_args(arguments)

@@ -135,11 +135,10 @@ def check_request(request: UpscaleRequest) -> CheckedRequest:
         raise SettingsError(
             f"{destination.name}: this container cannot hold {profile.name}", f"End the name with {endings}"
         )
-    if profile.name == "ffv1" and facts.sample_aspect_ratio != 1:
-        raise SettingsError(
-            f"{facts.path} has samples of shape {facts.sample_aspect_ratio}, which profile ffv1 cannot store",
-            "Choose another --encoder",
-        )
+    # Other encoders write these into the stream itself; with ffv1 they do not survive joining.
+    if profile.name == "ffv1" and (facts.sample_aspect_ratio != 1 or facts.colour.full_range):
+        trait = "full range" if facts.colour.full_range else f"samples of shape {facts.sample_aspect_ratio}"
+        raise SettingsError(f"{facts.path} has {trait}, which profile ffv1 cannot store", "Choose another --encoder")
     scratch = scratch_folder(request.scratch)
     check_destination(source, destination, request.overwrite or find_published(scratch, destination))
     target = _target_picture(request, facts)

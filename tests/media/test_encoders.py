@@ -132,7 +132,8 @@ def test_ffv1_gives_back_every_byte(tmp_path: Path, raw: np.ndarray) -> None:
     ids=lambda colour: f"{colour.matrix}-{'full' if colour.full_range else 'limited'}",
 )
 def test_colour_tags_and_pixel_shape_come_out(tmp_path: Path, raw: np.ndarray, profile: str, colour: Colour) -> None:
-    # Requests that would need ffv1 to store a pixel shape are refused.
+    if profile == "ffv1" and colour.full_range:
+        pytest.skip("requests that need ffv1 to store full range are refused")
     aspect = Fraction(1) if profile == "ffv1" else Fraction(64, 45)
     path = _encode(tmp_path, raw[:6], 0, profile, picture=_picture(colour), aspect=aspect)
     command = [binary(), "-hide_banner", "-i", str(path)]
