@@ -339,7 +339,8 @@ def scratched_in_the_middle(film: Path, folder: Path) -> Damage:
     path = folder / "scratched.mp4"
     with av.open(str(film)) as container:
         found = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
-        lost = next(packet for packet in found[len(found) // 2 :] if packet.is_disposable)
+        # H.264 says in the two bits after the length of a unit (4 bytes) and one more bit whether others refer to it.
+        lost = next(packet for packet in found[len(found) // 2 :] if bytes(packet)[4] >> 5 & 3 == 0)
         position, size, time = lost.pos, lost.size, lost.pts * lost.time_base
     content = bytearray(film.read_bytes())
     assert position is not None
