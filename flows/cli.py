@@ -134,7 +134,8 @@ def _upscale(arguments: argparse.Namespace) -> None:
     )
     checked = check_request(request)
     if not arguments.verbose:
-        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+        # Prefect logs each failure with a traceback; the one line that matters is printed at the end.
+        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     from flows.terminal import show_progress, show_start, show_summary
 
     show_start(checked)
