@@ -36,7 +36,8 @@ def make_clip(folder: Path, seconds: float, size: tuple[int, int]) -> Path:
     sample, clip = folder / "sample.mp4", folder / "clip.mp4"
     write_sample(sample)
     looped = ffmpeg_python.input(ffmpeg.file_argument(sample), stream_loop=-1)
-    video = looped.video.filter("scale", *size, flags="bicubic")
+    # Each repetition starts a little late, after the sound; the frames are put back on one even grid.
+    video = looped.video.filter("scale", *size, flags="bicubic").filter("setpts", "N*1001/24000/TB")
     output = ffmpeg_python.output(
         video,
         looped.audio,

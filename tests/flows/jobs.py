@@ -148,6 +148,12 @@ class Run:
             time.sleep(_LOOK)
         return given
 
+    def looks(self) -> Iterator[None]:
+        """Give the caller a look now and then, for as long as the command runs."""
+        while self.is_alive:
+            yield
+            time.sleep(_LOOK)
+
     def interrupt(self) -> None:
         """Send what Ctrl-C sends: SIGINT to the whole foreground group."""
         os.killpg(self.pid, signal.SIGINT)

@@ -187,7 +187,7 @@ def test_a_run_survives_the_death_of_its_workers(film: Path, undisturbed: bytes,
         worker.kill()
         worker.wait(PATIENCE)
         scratch.abandon(*(name for name, pool in POOLS.items() if pool == POOLS[stage]))
-    while run.is_alive:
+    for _ in run.looks():
         scratch.check_kept()
     check_published(run.wait(), destination, undisturbed, reused=0)
     run.wait_for_orphans(_GONE)
@@ -201,11 +201,11 @@ def test_a_run_tries_a_chunk_again_when_its_encoder_is_killed(
     run = place.start(film, destination, *OPTIONS, "--verbose")
     hit: set[str] = set()
     per_chunk: Counter[int] = Counter()
-    while run.is_alive and len(hit) < 10:
+    for _ in run.looks():
         for process, attempt in run.encoders():
             # One kill spoils an attempt; the third attempt at a chunk is left in peace.
             chunk = first_frame(attempt)
-            if attempt in hit or per_chunk[chunk] == 2 or chance.random() < 0.2:
+            if attempt in hit or per_chunk[chunk] == 2 or len(hit) == 10 or chance.random() < 0.2:
                 continue
             try:
                 process.kill()
@@ -226,7 +226,7 @@ def test_a_chunk_that_never_encodes_ends_the_run_and_the_next_one_continues(
     victim = chance.randrange(2, CHUNKS - 1)
     run = place.start(film, destination, *OPTIONS)
     attempts: set[str] = set()
-    while run.is_alive:
+    for _ in run.looks():
         for process, attempt in run.encoders():
             if first_frame(attempt) == victim * GROUP and attempt not in attempts:
                 try:
