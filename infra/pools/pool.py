@@ -172,7 +172,8 @@ def local_pools(
         idle_seconds=idle_seconds,
         start=LocalWorker(
             # Beside a GPU the cores feed the device: an equal share for each worker.
-            env=_threads(max(1, cores // max(1, len(devices)))),
+            # One malloc arena: in others glibc cannot keep large freed blocks, and inference pays page faults.
+            env={**_threads(max(1, cores // max(1, len(devices)))), "MALLOC_ARENA_MAX": "1"},
             devices=devices,
             imports=(*_ENGINE, *gpu_imports),
         ),
