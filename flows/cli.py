@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -53,6 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain("stopped; run the same command again to continue where it stopped")
         _print_json(wants_json, {"status": "cancelled"})
         return _INTERRUPTED
+    except SystemExit as end:
+        if end.code == _TERMINATED:
+            _complain("terminated; run the same command again to continue where it stopped")
+            _print_json(wants_json, {"status": "cancelled"})
+        raise
 
 
 def _complain(text: str) -> None:
@@ -117,7 +123,8 @@ def _upscale(arguments: argparse.Namespace) -> None:
     began = time.time()
     if arguments.pools != "local":
         raise SettingsError(f"unknown pools {arguments.pools!r}", "Use --pools local, the pools of this machine")
-    from tasks.request import UpscaleRequest, check_request
+    from tasks.receipt import kept_receipts
+    from tasks.request import UpscaleRequest, check_content, check_request
 
     request = UpscaleRequest(
         source=arguments.source,
@@ -138,6 +145,7 @@ def _upscale(arguments: argparse.Namespace) -> None:
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     from flows.terminal import show_progress, show_start, show_summary
 
+    check_content(checked)
     show_start(checked)
     with show_progress(checked) as observer, _working_place():
         from flows.parameters import UpscaleOptions
@@ -145,8 +153,9 @@ def _upscale(arguments: argparse.Namespace) -> None:
         from tasks.track import observed_by
 
         options = UpscaleOptions.from_request(request)
-        with observed_by(observer):
+        with observed_by(observer), kept_receipts():
             result = upscale_video(str(request.source_path), str(request.destination_path), options)
+    shutil.rmtree(checked.scratch / result["job_id"], ignore_errors=True)
     result["startup_seconds"] = round(result["startup_seconds"] + result.pop("flow_started") - began, 3)
     show_summary(result)
     _print_json(arguments.json, result)

@@ -12,7 +12,6 @@ Blocks: none needed; pools are those of this machine unless others are open.
 from __future__ import annotations
 
 import queue
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable
@@ -41,7 +40,7 @@ from tasks.media.ffmpeg import FfmpegError
 from tasks.models.weights import content_hash
 from tasks.plan import Plan, own_job, plan, save_plan
 from tasks.publish import publish
-from tasks.receipt import is_published
+from tasks.receipt import clear_away, is_published
 from tasks.request import check_request
 from tasks.stage import stage
 from tasks.upscale import upscale
@@ -147,7 +146,7 @@ def upscale_video(source: str, destination: str, options: UpscaleOptions = Upsca
             meter.report("done")
         result = _summarise(job, reports, len(reused), started)
         create_markdown_artifact(_report(result), key="result", description=f"Result of {Path(source).name}")
-    shutil.rmtree(job.folder, ignore_errors=True)
+    clear_away(job.folder)
     logger.info("published %s: %d frames, verified", result.output, result.frames_out)
     return result.to_dict()
 

@@ -6,11 +6,12 @@ groups of pictures, so that where chunks begin leaves no trace in the result.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Final
+
+from tasks.cores import usable_cores
 
 #: Chunks that may be between "submitted" and "encoded" at one time on one GPU: bounds scratch and memory.
 WINDOW_CHUNKS: Final = 5
@@ -78,4 +79,4 @@ def lay_out(frames: int, limit: int, group: int, chunk_seconds: float | None) ->
 def _device_flops() -> float:
     if Path("/dev/nvidia0").exists():
         return _CUDA_FLOPS
-    return _CPU_FLOPS_PER_CORE * len(os.sched_getaffinity(0))
+    return _CPU_FLOPS_PER_CORE * usable_cores()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -11,7 +10,9 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.chunk_report import StageReport
 from tasks.chunks import Chunk
+from tasks.cores import usable_cores
 from tasks.errors import ChunkFileError
+from tasks.media.chunk_file import remove_leftover
 from tasks.media.encoders import encode_chunk, read_encoded
 from tasks.plan import Plan, load_plan
 
@@ -43,7 +44,7 @@ def encode_upscaled(plan: Plan, chunk: Chunk) -> StageReport:
                 rate=plan.table.rate,
                 sample_aspect_ratio=plan.facts.sample_aspect_ratio,
                 first_frame=chunk.first,
-                concurrency=len(os.sched_getaffinity(0)),
+                concurrency=usable_cores(),
             )
         except ChunkFileError:
             source.unlink(missing_ok=True)
@@ -52,6 +53,8 @@ def encode_upscaled(plan: Plan, chunk: Chunk) -> StageReport:
     else:
         report = StageReport.reused("encode", chunk.index)
     source.unlink(missing_ok=True)
+    for leftover in plan.unfinished(chunk):  # Of workers that were lost; nobody works on this chunk any more.
+        remove_leftover(leftover)
     return report
 
 

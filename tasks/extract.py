@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.chunk_report import StageReport
 from tasks.chunks import Chunk
+from tasks.cores import usable_cores
 from tasks.errors import ChunkFileError
 from tasks.media.chunk_file import ChunkWriter, is_valid
 from tasks.media.decode import decode_frames
@@ -39,9 +39,7 @@ def extract_chunk(plan: Plan, chunk: Chunk) -> StageReport:
     ):
         return StageReport.reused("extract", chunk.index)
     with ChunkWriter(path, plan.facts.picture) as writer:
-        for frame in decode_frames(
-            plan.facts, plan.table, chunk.first, chunk.last, threads=len(os.sched_getaffinity(0))
-        ):
+        for frame in decode_frames(plan.facts, plan.table, chunk.first, chunk.last, threads=usable_cores()):
             writer.write(frame[None])
         if len(writer) != chunk.frames:
             raise ChunkFileError(

@@ -10,12 +10,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -27,7 +26,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.chunks import Chunk, lay_out
 from tasks.errors import ScratchError, SourceError
 from tasks.media import ffmpeg
-from tasks.media.chunk_file import MAGIC
+from tasks.media.chunk_file import MAGIC, remove_leftover
 from tasks.media.decode import decodable_times
 from tasks.media.encoders import ENCODE_VERSION, EncoderProfile, group_frames
 from tasks.media.mux import Carried
@@ -71,34 +70,40 @@ class Plan:
 
     def extracted(self, chunk: Chunk) -> Path:
         """Chunk file of decoded frames."""
-        return self._file("extract", chunk, ".yuv", self._extract_key(chunk))
+        return self._files[chunk.index][0]
 
     def upscaled(self, chunk: Chunk) -> Path:
         """Chunk file of upscaled frames."""
-        return self._file("upscale", chunk, ".yuv", self._upscale_key(chunk))
+        return self._files[chunk.index][1]
 
     def encoded(self, chunk: Chunk) -> Path:
         """Encoded chunk."""
-        recipe = [
-            self._upscale_key(chunk),
-            ENCODE_VERSION,
-            ffmpeg.version(),
-            asdict(self.profile),
-            str(self.table.rate),
-        ]
-        return self._file("encode", chunk, ".mkv", recipe)
+        return self._files[chunk.index][2]
+
+    def unfinished(self, chunk: Chunk) -> Iterator[Path]:
+        """Files that attempts at a chunk, running or lost with their worker, have not finished."""
+        return self.folder.glob(f"*-{chunk.first:07d}-{chunk.last:07d}-*.partial-*")
 
     @property
     def result(self) -> Path:
         """The joined result before it is published."""
         return self.folder / f"result{Path(self.request.destination).suffix.lower()}"
 
-    def _extract_key(self, chunk: Chunk) -> list[Any]:
-        times = self.table.pts[chunk.first : chunk.last + 1]
-        return [EXTRACT_VERSION, MAGIC.decode(), self.job_id, xxhash.xxh3_64_hexdigest(times.tobytes())]
+    @cached_property
+    def _files(self) -> tuple[tuple[Path, Path, Path], ...]:
+        # Derived once: who watches a job asks for all of them every second.
+        return tuple(self._files_of(chunk) for chunk in self.chunks)
 
-    def _upscale_key(self, chunk: Chunk) -> list[Any]:
-        return [*self._extract_key(chunk), UPSCALE_VERSION, self.model_hash, self.target.to_dict()]
+    def _files_of(self, chunk: Chunk) -> tuple[Path, Path, Path]:
+        times = self.table.pts[chunk.first : chunk.last + 1]
+        extract = [EXTRACT_VERSION, MAGIC.decode(), self.job_id, xxhash.xxh3_64_hexdigest(times.tobytes())]
+        upscale = [*extract, UPSCALE_VERSION, self.model_hash, self.target.to_dict()]
+        encode = [upscale, ENCODE_VERSION, ffmpeg.version(), asdict(self.profile), str(self.table.rate)]
+        return (
+            self._file("extract", chunk, ".yuv", extract),
+            self._file("upscale", chunk, ".yuv", upscale),
+            self._file("encode", chunk, ".mkv", encode),
+        )
 
     def _file(self, stage: str, chunk: Chunk, suffix: str, key: list[Any]) -> Path:
         return self.folder / f"{stage}-{chunk.first:07d}-{chunk.last:07d}-{_digest(key)[:12]}{suffix}"
@@ -264,10 +269,7 @@ def own_job(folder: Path, *, fresh: bool = False) -> Iterator[None]:
         for leftover in folder.glob("*" if fresh else "*.partial*"):
             if leftover.name == "lock":
                 continue
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
+            remove_leftover(leftover)
         yield
 
 

@@ -1,18 +1,26 @@
 """The receipt of a published result: lets a command repeated after a crash see that its work is already there.
 
-A job writes it into its folder in scratch just before the result gets its name, and the folder goes away at the end of
-the job. So a receipt that is found belongs to a job that was killed between those two moments.
+A job writes it into its folder in scratch just before the result gets its name. The folder goes away at the end of
+the job, for the command line (`kept_receipts`) at the end of the command. So a receipt that is found belongs to a
+command that was killed between those two moments.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
+from tasks.media.chunk_file import remove_leftover
 from tasks.media.encoders import file_digest
 
 NAME = "receipt.json"
+
+_kept: ContextVar[bool] = ContextVar("kept", default=False)
 
 
 def write_receipt(folder: Path, destination: Path, digest: str) -> None:
@@ -34,3 +42,23 @@ def is_published(folder: Path, destination: Path) -> bool:
 def find_published(scratch: Path, destination: Path) -> bool:
     """Whether any interrupted job in `scratch` published what lies at `destination` now."""
     return any(is_published(path.parent, destination) for path in scratch.glob(f"*/{NAME}"))
+
+
+@contextmanager
+def kept_receipts() -> Iterator[None]:
+    """Have `clear_away` leave the receipt of jobs run inside the block: their caller is not at its end yet."""
+    token = _kept.set(True)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def clear_away(folder: Path) -> None:
+    """Remove the folder of a job whose result is published."""
+    if not _kept.get():
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for path in folder.iterdir():
+        if path.name != NAME:
+            remove_leftover(path)

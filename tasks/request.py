@@ -20,6 +20,7 @@ from tasks.media.encoders import EncoderProfile, find_profile, group_frames
 from tasks.media.mux import Carried, muxer_of, plan_carried
 from tasks.media.pixels import PictureFormat
 from tasks.media.probe import LARGEST_SIDE, SourceFacts, probe, refuse_unsupported
+from tasks.media.timestamps import refuse_cut_off, scan_packets
 from tasks.models.cards import ModelCard, all_cards, find_model
 from tasks.models.weights import locate
 from tasks.receipt import find_published
@@ -111,6 +112,19 @@ def scratch_folder(named: str | None = None) -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     chosen = named or os.environ.get("SUPERRES_SCRATCH") or f"{cache}/media-super-resolution/scratch"
     return Path(chosen).expanduser().absolute()
+
+
+def check_content(checked: CheckedRequest) -> None:
+    """Refuse a source that its packets show to be unfit. Reads the whole file once, decodes nothing.
+
+    Raises:
+        FrameError: The source is cut off and nobody asked to salvage it.
+        SourceError: Packets without timestamps, or two frames at one time.
+        UnsupportedSourceError: A variable frame rate.
+    """
+    scan = scan_packets(checked.facts)
+    if not checked.request.salvage:
+        refuse_cut_off(checked.facts, scan)
 
 
 def check_request(request: UpscaleRequest) -> CheckedRequest:

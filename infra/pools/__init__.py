@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from infra.pools.cluster import PooledCluster
     from infra.pools.opening import OpenPools, open_pools
-    from infra.pools.pool import LocalWorker, Pool, local_pools, usable_cores
+    from infra.pools.pool import LocalWorker, Pool, local_pools
     from infra.pools.runner import PoolFuture, PoolTaskRunner
 
 __all__ = [
@@ -39,14 +39,12 @@ __all__ = [
     "PooledCluster",
     "local_pools",
     "open_pools",
-    "usable_cores",
 ]
 
 _MODULES = {
     "LocalWorker": "infra.pools.pool",
     "Pool": "infra.pools.pool",
     "local_pools": "infra.pools.pool",
-    "usable_cores": "infra.pools.pool",
     "OpenPools": "infra.pools.opening",
     "PooledCluster": "infra.pools.cluster",
     "open_pools": "infra.pools.opening",

@@ -9,9 +9,9 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from tasks.cores import usable_cores
 from tasks.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -181,16 +181,6 @@ def local_pools(
     return cpu, gpu
 
 
-def usable_cores() -> int:
-    """Cores this process may really use: its affinity mask, cut by the CPU quota of its control group.
-
-    `os.cpu_count()` would name all cores of the host, inside a container or a batch job far too many.
-    """
-    cores = len(os.sched_getaffinity(0))
-    quota = _cgroup_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
-    return max(1, min(cores, math.floor(quota + 0.5))) if quota else cores
-
-
 def cuda_devices() -> tuple[str, ...]:
     """The CUDA devices this process may use, found without loading a CUDA library.
 
@@ -214,40 +204,3 @@ def cuda_devices() -> tuple[str, ...]:
 def _threads(count: int) -> dict[str, str]:
     # OMP_WAIT_POLICY: GNU OpenMP otherwise spins between parallel regions and takes the cores that ffmpeg could use.
     return {**dict.fromkeys(_THREAD_VARIABLES, str(count)), "OMP_WAIT_POLICY": "passive"}
-
-
-def _cgroup_quota(membership: Path, root: Path) -> float | None:
-    """Cores by CPU quota of the control group (version 2, then 1) and all its parents; `None` without a quota."""
-    quotas: list[float] = []
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        base = root if not controllers else root / "cpu"
-        folder = base / group.lstrip("/")
-        # Inside a container the named group may be outside what is mounted: then only the mounted root exists.
-        for candidate in (folder, *folder.parents):
-            quota = _read_quota(candidate)
-            if quota:
-                quotas.append(quota)
-            if candidate == base:
-                break
-    return min(quotas, default=None)
-
-
-def _read_quota(folder: Path) -> float | None:
-    try:
-        quota, period = (folder / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
-            period = (folder / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if quota == "max" or int(quota) <= 0:
-        return None
-    return int(quota) / int(period)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,14 @@ _REMEDY: Final = "Run the same command again: the chunk is made anew"
 def partial_path(path: Path) -> Path:
     """A name beside `path` for a file being written; unique, so that two attempts at one chunk never share a file."""
     return path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
+
+
+def remove_leftover(path: Path) -> None:
+    """Remove an unfinished file or folder if it is still there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class ChunkWriter:

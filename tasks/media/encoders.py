@@ -153,8 +153,12 @@ def encode_chunk(
             _encode_group(reader, start, stop, path, profile, rate, sample_aspect_ratio)
 
         with ThreadPoolExecutor(max(1, concurrency), thread_name_prefix="encode") as pool:
-            for done in [pool.submit(encode, *job) for job in zip(starts, groups, strict=True)]:
-                done.result()
+            try:
+                for done in [pool.submit(encode, *job) for job in zip(starts, groups, strict=True)]:
+                    done.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # The chunk is lost; do not encode the rest of it.
+                raise
         try:
             _concatenate(groups, partial, rate)
             _expect_frames(partial, len(reader), reader.picture, first_frame)

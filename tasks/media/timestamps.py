@@ -6,9 +6,9 @@ and times in the project: `nb_frames`, `duration * rate` and `avg_frame_rate` of
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import av.error
@@ -64,17 +64,22 @@ class PacketScan:
     """Number of whole frames before the file ends too early; `None` for a complete file."""
 
 
-def scan_packets(facts: SourceFacts, tick: Callable[[], None] = lambda: None) -> PacketScan:
-    """Read the frame table and the digest of the video stream.
+def scan_packets(facts: SourceFacts) -> PacketScan:
+    """Read the frame table and the digest of the video stream: the whole file, unless it was the last one read.
 
     Args:
         facts: The probed source.
-        tick: Called now and then, so that a caller can be interrupted or report life.
 
     Raises:
         SourceError: Packets without timestamps, or two frames at one time.
         UnsupportedSourceError: A variable frame rate.
     """
+    return _scan(facts, Path(facts.path).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _scan(facts: SourceFacts, modified: int) -> PacketScan:
+    """`scan_packets` of a file last modified at `modified`, so that a request's check and its plan read it once."""
     path = Path(facts.path)
     pts: list[int] = []
     keyframes: list[int] = []
@@ -83,9 +88,7 @@ def scan_packets(facts: SourceFacts, tick: Callable[[], None] = lambda: None) ->
     last_end = 0.0
     with open_source(path) as container:
         try:
-            for count, packet in enumerate(container.demux()):
-                if count % 4096 == 0:
-                    tick()
+            for packet in container.demux():
                 if packet.size == 0:
                     continue
                 if packet.dts is not None and packet.time_base:

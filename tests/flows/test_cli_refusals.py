@@ -57,6 +57,8 @@ CASES: Final = (
     _case("concat-script-as-video", "source", 3, "not a video", src="CLIP:script.mkv"),
     _case("ten-bit", "unsupported-source", 4, "yuv420p10le", src="CLIP:ten-bit.mkv"),
     _case("interlaced", "unsupported-source", 4, "interlaced", src="CLIP:interlaced.ts"),
+    _case("variable-rate", "unsupported-source", 4, "the frame rate varies", src="CLIP:variable-rate.mkv"),
+    _case("cut-off", "frame", 8, "is the first one missing", src="CLIP:cut.mp4"),
     _case("destination-is-source", "destination", 5, "is the source itself", out="SRC"),
     _case("destination-without-folder", "destination", 5, "does not exist", out="OUT/nowhere/film.mp4"),
     _case("destination-unwritable", "destination", 5, "cannot write into /proc", out="/proc/film.mp4"),
@@ -82,7 +84,7 @@ CASES: Final = (
     _case("unknown-option", "settings", 2, "--nonesuch", "--nonesuch"),
     _case("scratch-unwritable", "scratch", 6, "cannot write into scratch", "--scratch", "/proc/scratch"),
 )
-REAL: Final = ("missing", "no-index", "destination-taken", "model", "scale-text")
+REAL: Final = ("missing", "cut-off", "no-index", "destination-taken", "model", "scale-text")
 
 
 class Place:

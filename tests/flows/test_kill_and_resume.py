@@ -175,6 +175,20 @@ def test_a_command_killed_while_it_joins_checks_or_publishes_loses_no_chunk(
     assert list(place.scratch.iterdir()) == []
 
 
+def test_a_command_killed_after_publication_finds_its_work_done(
+    film: Path, undisturbed: bytes, place: Place, chance: Random
+) -> None:
+    destination = place.result("film.mp4")
+    run = place.start(film, destination, *OPTIONS)
+    run.wait_until(lambda: "\ndone " in run.said, "done")
+    time.sleep(chance.uniform(0.0, 0.3))
+    run.kill()
+    run.wait_for_orphans(_GONE)
+    assert destination.read_bytes() == undisturbed
+    check_published(place.start(film, destination, *OPTIONS).wait(), destination, undisturbed, CHUNKS)
+    assert list(place.scratch.iterdir()) == []
+
+
 def test_a_run_survives_the_death_of_its_workers(film: Path, undisturbed: bytes, place: Place, chance: Random) -> None:
     destination, scratch = place.result("film.mp4"), Scratch(place.scratch)
     later = [("upscale", chunk) for chunk in chance.sample(range(7), 3)]
@@ -276,7 +290,9 @@ def test_an_interrupted_command_ends_at_once_and_continues_later(
     terminated.wait_until(lambda: is_at(scratch, "upscale", chunk), f"upscale of chunk {chunk}")
     os.kill(terminated.pid, signal.SIGTERM)
     finished = terminated.wait()
-    assert finished.code != 0
+    assert finished.code == 143
+    assert finished.complaints == ["superres: terminated; run the same command again to continue where it stopped"]
+    assert finished.record == {"status": "cancelled"}
     terminated.wait_for_orphans(_GONE)
     assert not list(destination.parent.iterdir())
 

@@ -8,16 +8,16 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from distributed import Client, Nanny
 
-from infra.pools import LocalWorker, Pool, PooledCluster, local_pools, open_pools, usable_cores
+from infra.pools import LocalWorker, Pool, PooledCluster, local_pools, open_pools
 from infra.pools.opening import current_cluster
-from infra.pools.pool import _cgroup_quota, cuda_devices
+from infra.pools.pool import cuda_devices
+from tasks.cores import usable_cores
 from tasks.errors import PoolError, SettingsError
 
 
@@ -81,18 +81,6 @@ class TestPool:
         assert Pool("gpu").owns("gpu-12")
         assert not Pool("gpu").owns("gpu-large-1")
         assert not Pool("gpu").owns("gpux-1")
-
-    def test_quota_of_control_group_counts(self, tmp_path: Path) -> None:
-        (tmp_path / "self").write_text("0::/job/step\n")
-        folder = tmp_path / "cgroup" / "job" / "step"
-        folder.mkdir(parents=True)
-        (folder / "cpu.max").write_text("max 100000\n")
-        assert _cgroup_quota(tmp_path / "self", tmp_path / "cgroup") is None
-        (folder.parent / "cpu.max").write_text("150000 100000\n")
-        assert _cgroup_quota(tmp_path / "self", tmp_path / "cgroup") == 1.5
-
-    def test_usable_cores_within_affinity(self) -> None:
-        assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))
 
     def test_two_pools_of_one_name_are_refused(self) -> None:
         with pytest.raises(SettingsError):
