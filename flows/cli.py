@@ -140,12 +140,12 @@ def _upscale(arguments: argparse.Namespace) -> None:
         fresh=arguments.fresh,
     )
     checked = check_request(request)
+    check_content(checked)
     if not arguments.verbose:
         # Prefect logs each failure with a traceback; the one line that matters is printed at the end.
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     from flows.terminal import show_progress, show_start, show_summary
 
-    check_content(checked)
     show_start(checked)
     with show_progress(checked) as observer, _working_place():
         from flows.parameters import UpscaleOptions
