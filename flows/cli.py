@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 after success; the error's exit code, or 130 when interrupted, otherwise.
+        0 after success; the error's exit code, 130 when interrupted or 143 when terminated, otherwise.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     # A polite end from outside takes the same way out as an error: workers and the embedded server are closed.
@@ -51,14 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_json(wants_json, {"status": "failed", "kind": error.kind, "error": str(error)})
         return error.exit_code
     except KeyboardInterrupt:
-        _complain("stopped; run the same command again to continue where it stopped")
-        _print_json(wants_json, {"status": "cancelled"})
-        return _INTERRUPTED
+        return _cancelled("stopped", _INTERRUPTED, wants_json)
     except SystemExit as end:
-        if end.code == _TERMINATED:
-            _complain("terminated; run the same command again to continue where it stopped")
-            _print_json(wants_json, {"status": "cancelled"})
-        raise
+        if end.code != _TERMINATED:
+            raise
+        return _cancelled("terminated", _TERMINATED, wants_json)
+
+
+def _cancelled(how: str, code: int, wants_json: bool) -> int:
+    _complain(f"{how}; run the same command again to continue where it stopped")
+    _print_json(wants_json, {"status": "cancelled"})
+    return code
 
 
 def _complain(text: str) -> None:

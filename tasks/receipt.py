@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -55,10 +55,11 @@ def kept_receipts() -> Iterator[None]:
 
 
 def clear_away(folder: Path) -> None:
-    """Remove the folder of a job whose result is published."""
+    """Remove the folder of a job whose result is published. What cannot be removed does not make the job fail."""
     if not _kept.get():
         shutil.rmtree(folder, ignore_errors=True)
         return
-    for path in folder.iterdir():
-        if path.name != NAME:
-            remove_leftover(path)
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.name != NAME:
+                remove_leftover(path)

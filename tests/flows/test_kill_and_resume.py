@@ -162,8 +162,8 @@ def test_a_command_killed_while_it_joins_checks_or_publishes_loses_no_chunk(
 ) -> None:
     destination, scratch = place.result("film.mp4"), Scratch(place.scratch)
     for phase in ("assembling", "verifying", "publishing"):
-        if destination.exists():  # The one before was killed so late that it had published: nothing is left to join.
-            break
+        # The one before may have been killed so late that it had published; this one shall have something to join.
+        destination.unlink(missing_ok=True)
         run = place.start(film, destination, *OPTIONS)
         run.wait_until(lambda run=run, phase=phase: f"\n{phase} " in run.said, phase)  # type: ignore[misc]
         time.sleep(chance.uniform(0.0, 0.1))
