@@ -52,7 +52,15 @@ class PeakMemory(AbstractContextManager["PeakMemory"]):
 
 
 def _resident(process: psutil.Process) -> int:
+    """Bytes of a process; none for one that was just forked and still lives in the memory of its parent.
+
+    A child that starts ffmpeg shares every page with its parent until it runs ffmpeg: counted, a worker would show
+    twice. Such a child still has the command line of its parent.
+    """
     try:
+        parent = process.parent()
+        if parent is not None and parent.cmdline() == process.cmdline():
+            return 0
         return int(process.memory_info().rss)
     except psutil.NoSuchProcess:
         return 0
