@@ -236,11 +236,15 @@ class _Submission:
         self.future.settle(state)
 
     def _record(self, state: State[Any]) -> None:
+        named = isinstance(self.task.task_run_name, str)
         with get_client(sync_client=True) as client:
             known = client.read_task_runs(
                 task_run_filter=TaskRunFilter(id=TaskRunFilterId(any_=[self.future.task_run_id])), limit=1
             )
             if known:
+                if named and known[0].name != self.label:
+                    # Its worker died before it had told Prefect the name.
+                    client.set_task_run_name(self.future.task_run_id, self.label)
                 if known[0].state is None or not known[0].state.is_final():
                     client.set_task_run_state(self.future.task_run_id, state, force=True)
                 return
@@ -252,7 +256,7 @@ class _Submission:
             extra_task_inputs=None,
         )
         initial = task_run.state
-        if isinstance(self.task.task_run_name, str):
+        if named:
             task_run.name = self.label
         task_run.state = state
         state.state_details.flow_run_id = task_run.flow_run_id
