@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import importlib
 import logging
 import os
+import platform
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import dask.config
@@ -43,6 +47,9 @@ WORKER_CONFIG: Final[dict[str, Any]] = {
 #: fraction of a second; one in the middle of a task leaves as soon as Prefect's last events are sent.
 _CLOSE_TIMEOUT: Final = 3.5
 
+#: From malloc.h.
+_M_ARENA_MAX: Final = -8
+
 #: Seconds for those events.
 _LAST_EVENTS: Final = 1.0
 
@@ -67,9 +74,11 @@ class PoolWorker(Worker):
     def __init__(self, *args: Any, niceness: int = 0, imports: Sequence[str] = (), **options: Any) -> None:
         quiet_dask()
         _own_session()
+        _limit_arenas()
         if niceness:
             # Linux keeps niceness per thread and threads inherit it, so this comes before Dask starts any.
             os.nice(niceness)
+            _rank_session(niceness)
         super().__init__(*args, **options)
         threading.Thread(target=_import_ahead, args=(tuple(imports),), name="import-ahead", daemon=True).start()
 
@@ -152,6 +161,27 @@ def _own_session() -> None:
         start_new_session=True,
         cwd="/",
     )
+
+
+def _limit_arenas() -> None:
+    """Give malloc the number of arenas that `MALLOC_ARENA_MAX` names, for all threads started from now on.
+
+    glibc reads the variable when a process starts, but a nanny sets it in the worker's process after that.
+    """
+    arenas = os.environ.get("MALLOC_ARENA_MAX", "")
+    if arenas.isdigit() and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, int(arenas))
+
+
+def _rank_session(niceness: int) -> None:
+    """Give the session of this process a scheduling priority against other sessions.
+
+    Where the kernel groups processes by session (`sched_autogroup_enabled`, the default of most distributions), the
+    niceness of a process counts only within its own session, and a worker that leads one would get as much time as
+    all of inference.
+    """
+    with suppress(OSError):  # No such kernel feature, or a control group that decides instead.
+        Path("/proc/self/autogroup").write_text(str(niceness))
 
 
 def _send_prefect_rest() -> None:
