@@ -85,20 +85,25 @@ class PoolAdaptive(Adaptive):
         )
 
     async def adapt(self) -> None:
-        """One look: replace what died, then grow or shrink."""
-        await self.pooled.drop_dead_workers(self.pool)
+        """One look: forget what is gone, then grow or shrink."""
+        await self.pooled.look_after(self.pool)
         await super().adapt()
 
     async def target(self) -> int:
         """Workers needed now."""
-        units = self.demand()
-        if self.pool.anticipates:
-            units += self.pooled.coming(self.pool.name)
-        return self.pool.workers_for(units)
+        pool, units = self.pool, self.demand()
+        needed = pool.workers_for(units)
+        coming = self.pooled.dispatcher.coming(pool.name)
+        if pool.coming == "ignore" or not coming:
+            return needed
+        with_coming = pool.workers_for(units + coming)
+        return with_coming if pool.coming == "start" else max(needed, min(len(self.plan), with_coming))
 
     def demand(self) -> float:
         """Resource units asked for by tasks that run or could run."""
-        return sum((task.resource_restrictions or {}).get(self.pool.name, 0) for task in self.pooled.ready_tasks())
+        name = self.pool.name
+        asked = (task.resource_restrictions or {} for task in self.pooled.ready_tasks())
+        return self.pooled.dispatcher.waiting(name) + sum(restrictions.get(name, 0) for restrictions in asked)
 
     async def workers_to_close(self, target: int) -> list[Any]:
         """Idle workers of this pool beyond `target`, the youngest first."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import logging
+import math
 import pickle
 import signal
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack
 from itertools import chain, count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import dask
@@ -19,13 +22,16 @@ from distributed import Scheduler
 from distributed.core import Status
 from distributed.deploy.cluster import Cluster
 from distributed.deploy.spec import SpecCluster
-from distributed.metrics import time
+from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.security import Security
 
 from infra.pools.adaptive import PoolAdaptive, ask_for
-from infra.pools.attempts import TaskStarts
+from infra.pools.credentials import credential_files, temporary_security
+from infra.pools.dispatch import Dispatcher
+from infra.pools.leases import Leases
 from infra.pools.pool import Pool
-from infra.pools.worker import LocalNanny, quiet_dask
+from infra.pools.status import StatusFile
+from infra.pools.worker import quiet_dask
 from tasks.errors import PoolError, SettingsError
 
 if TYPE_CHECKING:
@@ -35,16 +41,16 @@ logger = logging.getLogger(__name__)
 
 #: Dask settings of the scheduler and of the nannies beside it.
 SCHEDULER_CONFIG: Final[dict[str, Any]] = {
-    # Dask counts a lost worker against every task in its queue. What one task may lose is counted in `attempts`; this
-    # only bounds workers that die before their task begins.
-    "distributed.scheduler.allowed-failures": 100,
+    # A task whose worker is lost comes back at once: when it starts again, and how often, is decided in `runner`.
+    "distributed.scheduler.allowed-failures": 0,
     # A chunk is about a minute of work. With Dask's half a second it would not be worth moving to a new, idle worker.
     "distributed.scheduler.unknown-task-duration": "30s",
     # A worker computing a chunk may hold the interpreter lock of its process for long.
     "distributed.scheduler.worker-ttl": "10 minutes",
     "distributed.scheduler.active-memory-manager.start": False,
     "distributed.comm.timeouts.connect": "60s",
-    "distributed.comm.timeouts.tcp": "120s",
+    # Kept by the kernel, so a busy worker does not matter; a node that is cut off is given up after this time.
+    "distributed.comm.timeouts.tcp": "30s",
     # Dask looks fifty times a second whether its event loop is alive; idle processes would burn percents on it.
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.tick.limit": "60s",
@@ -55,6 +61,9 @@ SCHEDULER_CONFIG: Final[dict[str, Any]] = {
 
 #: Workers of a pool that may fail to start, one after the other, before its tasks fail.
 MAXIMUM_FAILED_STARTS: Final = 3
+
+#: Seconds a worker whose batch job goes on may be unconnected: a nanny needs some to start a process anew.
+RETURN_SECONDS: Final = 20.0
 
 
 class PooledCluster(SpecCluster):
@@ -70,6 +79,11 @@ class PooledCluster(SpecCluster):
         host: Address the scheduler listens on; only workers on other machines need more than this one.
         interval: Seconds between two looks at the demand; the default is what each kind of worker asks for.
         warm: Start one worker of each pool right away instead of with the first task.
+        status_folder: Where `superres pools status` finds this cluster; `default_home() / "pools"` by default.
+
+    Attributes:
+        dispatcher: The queues of task runs.
+        leases: How long each worker held its node.
 
     Raises:
         SettingsError: Two pools have the same name, or there is none.
@@ -86,6 +100,7 @@ class PooledCluster(SpecCluster):
         host: str = "127.0.0.1",
         interval: float | None = None,
         warm: bool = False,
+        status_folder: Path | None = None,
     ) -> None:
         self.pools: dict[str, Pool] = {}
         for pool in pools:
@@ -99,11 +114,21 @@ class PooledCluster(SpecCluster):
         self._interval = interval
         self._adaptives: list[PoolAdaptive] = []
         self._failed_starts: Counter[str] = Counter()
+        self._last_failure: dict[str, str] = {}
+        self._names_used: set[str] = set()
         self._broken: dict[str, PoolError] = {}
         self._starting: set[asyncio.Future[None]] = set()
-        self._coming: Counter[str] = Counter()
-        self._coming_lock = threading.Lock()
-        self.starts = TaskStarts()
+        self._joined: set[Any] = set()
+        self._left: dict[Any, float] = {}
+        self._credentials: dict[Path | None, Security | None] = {None: credentials}
+        self._files = ExitStack()
+        if credentials is not None:
+            for directory in {pool.start.shared_directory for pool in self.pools.values()} - {None}:
+                assert directory is not None
+                self._credentials[directory] = self._files.enter_context(credential_files(credentials, directory))
+        self._status = StatusFile(status_folder)
+        self.leases = Leases()
+        self.dispatcher = Dispatcher(self.pools)
         super().__init__(
             scheduler={
                 "cls": Scheduler,
@@ -114,7 +139,7 @@ class PooledCluster(SpecCluster):
                     "security": credentials,
                     "dashboard": dashboard,
                     "dashboard_address": "127.0.0.1:0",
-                    "plugins": [self.starts],
+                    "plugins": [_Membership(self)],
                 },
             },
             workers={},
@@ -144,11 +169,16 @@ class PooledCluster(SpecCluster):
         if self.status == Status.running:
             for adaptive in self._adaptives:
                 adaptive.stop(reason="closing")
+            self.dispatcher.close()
             # A worker that is still starting would make the orderly way wait until it is up.
             starting = [worker for worker in self._created if worker.status in (Status.init, Status.starting)]
-            await asyncio.gather(*(worker.kill() for worker in starting if isinstance(worker, LocalNanny)))
+            await asyncio.gather(*(worker.kill() for worker in starting))
             await asyncio.gather(*self._starting)
         await super()._close()
+        for name in self._joined:
+            self.leases.end(str(name))
+        self._status.remove()
+        self._files.close()
 
     # What the pools see
 
@@ -163,14 +193,37 @@ class PooledCluster(SpecCluster):
         processing = (worker.processing for worker in scheduler.workers.values())
         return chain(scheduler.unrunnable, scheduler.queued, *processing)
 
-    def coming(self, pool: str) -> int:
-        """Tasks that will ask for this pool once their inputs are there."""
-        return self._coming[pool]
+    def place_of(self, worker: str) -> str:
+        """Where a worker runs or ran, with the path of its log, for messages."""
+        return str(self.leases.latest(worker) or worker)
 
-    def expect(self, pool: str, tasks: int) -> None:
-        """Announce tasks (or take back, with a negative number) that will ask for a pool. Callable from any thread."""
-        with self._coming_lock:
-            self._coming[pool] += tasks
+    def pool_of(self, worker: object) -> Pool | None:
+        """The pool that a worker belongs to."""
+        return next((pool for pool in self.pools.values() if pool.owns(worker)), None)
+
+    def snapshot(self) -> dict[str, Any]:
+        """What `superres pools status` shows."""
+        pools = {}
+        for pool in self.pools.values():
+            workers = []
+            for name, worker in self.workers.items():
+                if pool.owns(name):
+                    lease = self.leases.latest(str(name))
+                    state = "ready" if name in self.observed else getattr(worker, "state", "STARTING").lower()
+                    job = getattr(worker, "job_id", None) or ""
+                    held = time.time() - lease.started if lease and lease.ended is None else 0.0
+                    workers.append(
+                        {"name": str(name), "state": state, "job": job, "node": lease.node if lease else "",
+                         "log": lease.log if lease else "", "seconds": round(held)}
+                    )  # fmt: skip
+            pools[pool.name] = {
+                "maximum": pool.maximum,
+                "running": self.dispatcher.running(pool.name),
+                "waiting": self.dispatcher.waiting(pool.name),
+                "coming": self.dispatcher.coming(pool.name),
+                "workers": workers,
+            }
+        return {"scheduler": self.scheduler.address, "pools": pools}
 
     # What the pools do
 
@@ -179,57 +232,115 @@ class PooledCluster(SpecCluster):
         if pool.name in self._broken:
             return
         present = sum(1 for name in self.worker_spec if pool.owns(name))
-        free = (index for index in count() if pool.worker_name(index) not in self.worker_spec)
+        # A lost worker of another machine may still be alive there, so its name is never used again.
+        taken = self._names_used if pool.start.shared_directory else self.worker_spec.keys()
+        free = (index for index in count() if pool.worker_name(index) not in taken)
         for _ in range(size - present):
             index = next(free)
-            self.worker_spec[pool.worker_name(index)] = pool.start.spec(pool, index, self.security or None)
+            name = pool.worker_name(index)
+            security = self._credentials.get(pool.start.shared_directory)
+            self.worker_spec[name] = pool.start.spec(pool, index, security)
+            self._names_used.add(name)
 
-    async def drop_dead_workers(self, pool: Pool) -> None:
-        """Forget workers whose nanny gave up, so that the next correction starts them anew.
+    async def look_after(self, pool: Pool) -> None:
+        """Forget workers that are gone, so that the next look starts others, and see what slots there are.
 
         A pool whose workers fail to start again and again is given up, and the tasks that ask for it fail: nothing
         else would end them.
         """
-        if any(pool.owns(name) for name in self.observed):
-            self._failed_starts[pool.name] = 0
-        for name, worker in list(self.workers.items()):
-            if pool.owns(name) and worker.status in (Status.failed, Status.closed) and name in self.worker_spec:
-                del self.workers[name]
-                self._failed_starts[pool.name] += 1
-                logger.warning("worker %s ended by itself", name)
-        failed = self._failed_starts[pool.name]
-        if failed >= MAXIMUM_FAILED_STARTS and pool.name not in self._broken:
-            self._broken[pool.name] = PoolError(
-                f"workers of pool {pool.name!r} failed to start {failed} times in a row",
-                "Look at the output above for the reason; memory and disk space are the usual ones",
-            )
+        own = {name: worker for name, worker in self.workers.items() if pool.owns(name)}
+        await pool.start.watch(own.values(), urgent=any(name in self._left for name in own))
+        for name, worker in own.items():
+            if pool.start.shared_directory and time.time() - self._left.get(name, math.inf) > RETURN_SECONDS:
+                worker.failure = f"it did not come back within {RETURN_SECONDS:.0f} s"
+                await worker.close()
+            if worker.status in (Status.failed, Status.closed) and name in self.worker_spec:
+                await self._drop(pool, name, worker)
+        if self._failed_starts[pool.name] >= MAXIMUM_FAILED_STARTS and pool.name not in self._broken:
+            self._give_up(pool)
         if pool.name in self._broken:
             for name in [name for name in self.worker_spec if pool.owns(name)]:
                 del self.worker_spec[name]
             self._fail_tasks(pool, self._broken[pool.name])
+        self._count_slots(pool)
+        self._status.write(self.snapshot)
+
+    async def _drop(self, pool: Pool, name: Any, worker: Any) -> None:
+        reason = getattr(worker, "failure", "") or "it ended by itself"
+        logger.warning("%s is gone: %s", self.place_of(str(name)), reason)
+        if name in self._joined:
+            self._failed_starts[pool.name] = 0
+        else:
+            self._failed_starts[pool.name] += 1
+            self._last_failure[pool.name] = reason
+        del self.workers[name]
+        if pool.start.shared_directory:
+            del self.worker_spec[name]
+        self._joined.discard(name)
+        self._left.pop(name, None)
+        self.leases.end(str(name))
+        for address in [state.address for state in self.scheduler.workers.values() if state.name == name]:
+            # The batch system gave the node to nobody or to somebody else; this worker only does not know it yet.
+            await self.scheduler.remove_worker(address, stimulus_id=f"lost-{time.time()}", safe=False, close=True)
+
+    def _give_up(self, pool: Pool) -> None:
+        error = PoolError(
+            f"workers of pool {pool.name!r} failed to start {self._failed_starts[pool.name]} times in a row: "
+            + self._last_failure[pool.name],
+            "Look at the output above or in the log for the reason; memory and disk space are the usual ones",
+        )
+        self._broken[pool.name] = error
+        self.dispatcher.break_pool(pool.name, error)
 
     def _fail_tasks(self, pool: Pool, error: PoolError) -> None:
         scheduler = self.scheduler
-        stimulus = f"pool-broken-{time()}"
+        stimulus = f"pool-broken-{time.time()}"
         for task in [task for task in self.ready_tasks() if ask_for(task, pool)]:
             recommendations = scheduler.transition(
                 task.key, "erred", exception=pickle.dumps(error), cause=task.key, stimulus_id=stimulus
             )
             scheduler.transitions(recommendations, stimulus_id=stimulus)
 
+    def joined(self, worker: Any) -> None:
+        """A worker registered with the scheduler."""
+        pool = self.pool_of(worker)
+        if pool is not None:
+            self._left.pop(worker, None)
+            self._joined.add(worker)
+            job = self.workers.get(worker)
+            if job is not None and pool.start.shared_directory is None:
+                self.leases.begin(pool.name, str(worker))
+            self._count_slots(pool)
+
+    def left(self, worker: Any) -> None:
+        """A worker is no longer registered with the scheduler."""
+        pool = self.pool_of(worker)
+        if pool is not None:
+            self._left.setdefault(worker, time.time())
+            self._count_slots(pool)
+
+    def _count_slots(self, pool: Pool) -> None:
+        ready = (Status.running, Status.init)
+        workers = [state for state in self.scheduler.workers.values() if pool.owns(state.name)]
+        self.dispatcher.set_slots(pool.name, pool.slots * sum(state.status in ready for state in workers))
+
     async def _correct_state_internal(self) -> None:
         # Dask's own version waits until every new worker is up before it returns, so that one pool could not grow
         # while a worker of another one starts, and closing would wait for all of them.
         async with self._lock:
             self._correct_state_waiting = None
-            leaving = [self.workers.pop(name) for name in set(self.workers) - set(self.worker_spec)]
-            await asyncio.gather(*(worker.close() for worker in leaving), return_exceptions=True)
+            leaving = {name: self.workers.pop(name) for name in set(self.workers) - set(self.worker_spec)}
+            await asyncio.gather(*(worker.close() for worker in leaving.values()), return_exceptions=True)
+            for name in leaving:
+                self._left.pop(name, None)
+                self.leases.end(str(name))
             for name in sorted(set(self.worker_spec) - set(self.workers)):
                 spec = self.worker_spec[name]
                 address = getattr(self.scheduler, "contact_address", None) or self.scheduler.address
                 with dask.config.set(SCHEDULER_CONFIG):  # Nannies live in this process too.
                     worker = spec["cls"](address, **{"name": name, **spec["options"]})
                 worker._cluster = weakref.ref(self)
+                worker.leases = self.leases
                 self._created.add(worker)
                 self.workers[name] = worker
                 task = asyncio.ensure_future(self._start_worker(name, worker))
@@ -239,8 +350,9 @@ class PooledCluster(SpecCluster):
     async def _start_worker(self, name: str, worker: Any) -> None:
         try:
             await worker
-        except Exception as error:  # Seen again and counted by `drop_dead_workers`; no reason to stop the others.
-            logger.debug("worker %s did not start: %s", name, error)
+        except Exception as error:  # Seen again and counted by `look_after`; no reason to stop the others.
+            worker.failure = getattr(worker, "failure", "") or str(error)
+            worker.status = Status.failed
 
     def __await__(self) -> Generator[Any, Any, Self]:
         async def aligned() -> Self:
@@ -252,15 +364,8 @@ class PooledCluster(SpecCluster):
         return aligned().__await__()
 
     def _update_worker_status(self, op: str, msg: Any) -> None:
-        if op == "remove" and isinstance(self.workers.get(self._name_at(msg)), LocalNanny):
-            # Its nanny is in this process and is already starting the next one. Dask's timer, meant for jobs that
-            # vanish without a word, would close a nanny that takes its time on a busy machine.
-            Cluster._update_worker_status(self, op, msg)
-            return
-        super()._update_worker_status(op, msg)
-
-    def _name_at(self, address: str) -> Any:
-        return self.scheduler_info["workers"].get(address, {}).get("name")
+        # Without Dask's timer for workers that vanish without a word: `look_after` knows more about them.
+        Cluster._update_worker_status(self, op, msg)
 
     # Dask's own way to scale does not know pools.
 
@@ -275,37 +380,21 @@ class PooledCluster(SpecCluster):
         raise PoolError("pools adapt by themselves", "Set minimum, maximum and idle_seconds of the pool")
 
 
-def temporary_security() -> Security:
-    """Credentials for one cluster, in memory only: every connection is encrypted and authenticated by them.
+class _Membership(SchedulerPlugin):
+    """Tells the cluster which workers there are, the moment that changes."""
 
-    The same as Dask's `Security.temporary()` but with an elliptic curve key, which takes no measurable time to make.
-    """
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
+    name = "pool-membership"
 
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "dask-internal")])
-    now = datetime.datetime.now(tz=datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("dask-internal")]), critical=False)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))  # Clocks of other nodes may be behind.
-        .not_valid_after(now + datetime.timedelta(days=365))
-        .sign(key, hashes.SHA256())
-    )
-    key_pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ).decode()
-    certificate_pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
-    roles = {
-        f"tls_{role}_{part}": pem
-        for role in ("client", "scheduler", "worker")
-        for part, pem in (("key", key_pem), ("cert", certificate_pem))
-    }
-    return Security(require_encryption=True, tls_ca_file=certificate_pem, **roles)
+    def __init__(self, cluster: PooledCluster) -> None:
+        self._cluster = weakref.ref(cluster)
+        self._names: dict[str, Any] = {}
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        self._names[worker] = scheduler.workers[worker].name
+        if (cluster := self._cluster()) is not None:
+            cluster.joined(self._names[worker])
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
+        name = self._names.pop(worker, None)
+        if (cluster := self._cluster()) is not None and name is not None:
+            cluster.left(name)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from tasks.cores import usable_cores
 from tasks.errors import SettingsError
@@ -25,20 +26,38 @@ _THREAD_VARIABLES: Final = (
     "NUMEXPR_NUM_THREADS",
 )
 
+#: See `Pool.coming`.
+Coming = Literal["start", "keep", "ignore"]
+
 #: What every worker imports while it waits for its first task; a task run would otherwise pay for it.
-_ENGINE: Final = ("infra.pools.remote",)
+ENGINE: Final = ("infra.pools.remote",)
 
 
 class WorkerStart(Protocol):
     """How one worker of a pool starts: a process here, or a job of a batch system."""
 
     def spec(self, pool: Pool, index: int, security: Security | None) -> dict[str, Any]:
-        """The entry `{"cls": ..., "options": ...}` of a Dask `worker_spec` for the worker `<pool>-<index>`."""
+        """The entry `{"cls": ..., "options": ...}` of a Dask `worker_spec` for the worker `<pool>-<index>`.
+
+        Args:
+            pool: The pool.
+            index: Number of the worker.
+            security: Credentials of the cluster, as files where `shared_directory` names a place for them.
+        """
         ...
 
     @property
     def interval(self) -> float:
         """Seconds between two looks at the demand for this kind of worker."""
+        ...
+
+    @property
+    def shared_directory(self) -> Path | None:
+        """Where workers on other machines find the credentials; `None` for workers of this one."""
+        ...
+
+    async def watch(self, workers: Collection[Any], urgent: bool) -> None:
+        """Bring the status of these workers up to date where nothing else does, soon if it is `urgent`."""
         ...
 
 
@@ -58,12 +77,20 @@ class LocalWorker:
     niceness: int = 0
     memory_limit: int = 0
     devices: tuple[str, ...] = ()
-    imports: tuple[str, ...] = _ENGINE
+    imports: tuple[str, ...] = ENGINE
 
     @property
     def interval(self) -> float:
         """Seconds between two looks at the demand: starting a process is cheap, so look often."""
         return 0.25
+
+    @property
+    def shared_directory(self) -> Path | None:
+        """None: credentials stay in memory."""
+        return None
+
+    async def watch(self, workers: Collection[Any], urgent: bool) -> None:
+        """Nothing to do: nannies in this process know how their workers are."""
 
     def spec(self, pool: Pool, index: int, security: Security | None) -> dict[str, Any]:
         """The `worker_spec` entry of worker `index`: a nanny in this process, the worker in one of its own."""
@@ -96,8 +123,9 @@ class Pool:
         minimum: Workers that always exist while the pools are open.
         maximum: Workers there may be at most; equal to `minimum` for a pool of fixed size.
         idle_seconds: How long a worker without work stays. Longer than one chunk, or workers come and go in between.
-        anticipates: Count tasks that still wait for their inputs, so that workers start while the inputs are made and
-            stay when more work is known to come. `False` where an idle worker costs more than a late one.
+        coming: What tasks count for whose inputs are not there yet. `start`: workers start while the inputs are made.
+            `keep`: workers that exist stay for them, beyond `idle_seconds`. `ignore`: nothing.
+        maximum_losses: Workers that one task run may lose before it counts as failed.
         start: How a worker starts.
     """
 
@@ -106,17 +134,19 @@ class Pool:
     minimum: int = 0
     maximum: int = 1
     idle_seconds: float = 120.0
-    anticipates: bool = True
+    coming: Coming = "start"
+    maximum_losses: int = 5
     start: WorkerStart = field(default_factory=LocalWorker)
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise SettingsError(f"pool name {self.name!r} is not a plain word", "Use letters, digits and underscores")
-        if self.slots < 1 or not 0 <= self.minimum <= self.maximum or self.maximum < 1 or self.idle_seconds < 0:
+        bounds_fit = 0 <= self.minimum <= self.maximum and self.maximum >= 1
+        if self.slots < 1 or not bounds_fit or self.idle_seconds < 0 or self.maximum_losses < 1:
             raise SettingsError(
                 f"pool {self.name!r} asks for slots={self.slots}, minimum={self.minimum}, maximum={self.maximum}, "
-                f"idle_seconds={self.idle_seconds}",
-                "Use slots >= 1, 0 <= minimum <= maximum, maximum >= 1 and idle_seconds >= 0",
+                f"idle_seconds={self.idle_seconds}, maximum_losses={self.maximum_losses}",
+                "Use slots >= 1, 0 <= minimum <= maximum, maximum >= 1, idle_seconds >= 0 and maximum_losses >= 1",
             )
 
     def worker_name(self, index: int) -> str:
@@ -162,7 +192,7 @@ def local_pools(
         minimum=minimum,
         maximum=1,
         idle_seconds=idle_seconds,
-        start=LocalWorker(env=_threads(1), niceness=10, imports=(*_ENGINE, *cpu_imports)),
+        start=LocalWorker(env=thread_settings(1), niceness=10, imports=(*ENGINE, *cpu_imports)),
     )
     gpu = Pool(
         "gpu",
@@ -173,9 +203,9 @@ def local_pools(
         start=LocalWorker(
             # Beside a GPU the cores feed the device: an equal share for each worker.
             # One malloc arena: in others glibc cannot keep large freed blocks, and inference pays page faults.
-            env={**_threads(max(1, cores // max(1, len(devices)))), "MALLOC_ARENA_MAX": "1"},
+            env={**thread_settings(max(1, cores // max(1, len(devices)))), "MALLOC_ARENA_MAX": "1"},
             devices=devices,
-            imports=(*_ENGINE, *gpu_imports),
+            imports=(*ENGINE, *gpu_imports),
         ),
     )
     return cpu, gpu
@@ -201,6 +231,7 @@ def cuda_devices() -> tuple[str, ...]:
         return ()
 
 
-def _threads(count: int) -> dict[str, str]:
+def thread_settings(count: int) -> dict[str, str]:
+    """Environment in which numerical libraries use `count` threads."""
     # OMP_WAIT_POLICY: GNU OpenMP otherwise spins between parallel regions and takes the cores that ffmpeg could use.
     return {**dict.fromkeys(_THREAD_VARIABLES, str(count)), "OMP_WAIT_POLICY": "passive"}

@@ -22,8 +22,6 @@ from prefect.context import SettingsContext, SyncClientContext
 from prefect.events.worker import EventsWorker
 from prefect.task_engine import run_task_async, run_task_sync
 
-from infra.pools.attempts import check_start
-
 #: Seconds a finished task run waits at most for its last events to leave, so that what Prefect shows is not behind
 #: what the flow knows.
 _EVENTS_WAIT: Final = 0.25
@@ -137,11 +135,7 @@ def run_packed(task_run: bytes, packed: PackedContext, label: str) -> State[Any]
 
     Returns:
         The final state, its result included.
-
-    Raises:
-        PoolError: The task run took its worker down more often than allowed.
     """
-    check_start(label)
     shared = _hydrate(packed)
     with shared.active():
         arguments: dict[str, Any] = pickle.loads(task_run)

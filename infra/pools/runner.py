@@ -2,8 +2,11 @@
 
 What it changes of `prefect_dask.DaskTaskRunner`, and why:
 
-* A task goes to Dask only when its inputs are there, with their values. Dask keeps no results between tasks, so a lost
-  worker never makes a finished task run again, and a pool without work can go to zero while the flow is still going.
+* A task goes to Dask only when its inputs are there, with their values, and a slot of its pool is free (see
+  `dispatch`). Dask keeps no results between tasks, so a lost worker never makes a finished task run again, and a pool
+  without work can go to zero while the flow is still going.
+* A task run whose worker was lost waits for the next free slot, ahead of everything submitted after it. How often is
+  counted here, per task run (`Pool.maximum_losses`); Dask would count every task that was ever queued on that worker.
 * A future keeps the final state and releases the Dask key at once.
 * What the scheduler reports instead of a state (a task that kills its workers, a pool that cannot start, a cancelled
   key) becomes a `Crashed` state of the task run. Stock, such a task run stays `Running` for ever.
@@ -21,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID, uuid4
 
 import distributed
+from distributed.scheduler import KilledWorker
 from prefect import Task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterId
@@ -126,14 +130,14 @@ class _Submission:
         parameters: dict[str, Any],
         wait_for: Any,
         dependencies: dict[str, set[Any]] | None,
-        priority: int,
+        order: int,
     ) -> None:
         self.runner = runner
         self.task = task
         self.pool = pool
         self.parameters = parameters
         self.wait_for = wait_for
-        self.priority = priority
+        self.order = order
         self.future: PoolFuture[Any] = PoolFuture(uuid4())
         self.label = task.name
         self.inputs = {
@@ -148,15 +152,17 @@ class _Submission:
         # What happens later happens in other threads, which do not know the flow run.
         self.flow_context = contextvars.copy_context()
         self.dask_future: distributed.Future | None = None
+        self._task_run = b""
+        self._losses = 0
         self._lock = threading.Lock()
         self._missing = 1
 
     def begin(self) -> None:
-        """Submit now, or as soon as the last input is there."""
+        """Ask for a slot now, or as soon as the last input is there."""
         upstream = _futures_in((self.parameters, self.wait_for))
         with self._lock:
             self._missing += len(upstream)
-        self.runner._expect(self.pool, 1)
+        self.runner.cluster.dispatcher.expect(self.pool, 1)
         for future in upstream:
             future.add_done_callback(self._input_ended)
         self._input_ended(None)
@@ -166,25 +172,25 @@ class _Submission:
             self._missing -= 1
             if self._missing:
                 return
-        self.runner._expect(self.pool, -1)
+        self.runner.cluster.dispatcher.expect(self.pool, -1)
         if self.runner._closing:
             return  # The inputs ended because the flow did; `_end_abandoned` ends this one.
         try:
-            self._submit()
-        except Exception as error:
-            self.crash(error)
-
-    def _submit(self) -> None:
-        parameters = _states_for_futures(self.parameters)
-        wait_for = _states_for_futures(self.wait_for) if self.wait_for else None
-        try:
-            values, _ = _values_of((parameters, wait_for))
+            self._pack()
         except UpstreamTaskError as error:
             # Prefect's rule for a task whose input failed; found here, it does not cost a worker.
             self.end_here(Pending(name="NotReady", message=str(error)))
-            return
+        except Exception as error:
+            self.crash(error)
+        else:
+            self.runner.cluster.dispatcher.put(self.pool, self.order, self)
+
+    def _pack(self) -> None:
+        parameters = _states_for_futures(self.parameters)
+        wait_for = _states_for_futures(self.wait_for) if self.wait_for else None
+        values, _ = _values_of((parameters, wait_for))
         self.label = _label(self.task, values)
-        task_run = pack(
+        self._task_run = pack(
             {
                 "task": self.task,
                 "task_run_id": self.future.task_run_id,
@@ -194,21 +200,40 @@ class _Submission:
                 "context": self.own_context,
             }
         )
-        self.dask_future = self.runner.client.submit(
-            run_packed,
-            task_run,
-            self.shared_context,
-            self.label,
-            key=f"{self.task.name}-{self.future.task_run_id}",
-            resources={self.pool: 1},
-            priority=self.priority,
-            pure=False,
-        )
+
+    def start(self) -> None:
+        """Go to Dask: a slot is free."""
+        try:
+            if self.runner._closing:
+                raise PoolError("the flow ended before this task run")
+            self.dask_future = self.runner.client.submit(
+                run_packed,
+                self._task_run,
+                self.shared_context,
+                self.label,
+                key=f"{self.task.name}-{self.future.task_run_id}-{self._losses}",
+                resources={self.pool: 1},
+                priority=-self.order,
+                pure=False,
+            )
+        except Exception as error:
+            self.runner.cluster.dispatcher.ended(self.pool)
+            self.fail(PoolError(f"{self.label} could not be started: {error}"))
+            return
         self.dask_future.add_done_callback(self._dask_ended)
 
+    def fail(self, error: PoolError) -> None:
+        """End as crashed, unless the whole flow ends, which has words of its own."""
+        if not self.runner._closing:
+            self.crash(error)
+
     def _dask_ended(self, dask_future: distributed.Future) -> None:
+        self.runner.cluster.dispatcher.ended(self.pool)
         try:
             state = dask_future.result()
+        except KilledWorker as loss:
+            if not self.runner._closing:
+                self._lost(str(loss.last_worker.name))
         except BaseException as error:  # Dask's cancellation is not an `Exception`.
             if not self.runner._closing:
                 self.crash(error)
@@ -216,6 +241,18 @@ class _Submission:
             self.future.settle(state)
         finally:
             dask_future.release()
+
+    def _lost(self, worker: str) -> None:
+        cluster = self.runner.cluster
+        self._losses += 1
+        where = cluster.place_of(worker)
+        if self._losses < cluster.pools[self.pool].maximum_losses:
+            logger.warning("%s lost its worker, %s; it starts again", self.label, where)
+            cluster.dispatcher.put(self.pool, self.order, self)
+            return
+        times = "once" if self._losses == 1 else f"{self._losses} times"
+        remedy = "Look for memory limits, a faulty device or a crash in the logs of the worker, then run the job again"
+        self.crash(PoolError(f"{self.label} lost its worker {times}, the last one {where}", remedy))
 
     def crash(self, error: BaseException) -> None:
         """End the task run as `Crashed`, here and in Prefect."""
@@ -283,18 +320,10 @@ class PoolTaskRunner(DaskTaskRunner):
     Args:
         pools: A function that makes the pools, importable, called in the context of the flow run; used when no pools
             are open.
-        address: Address of a scheduler that runs already, instead of pools.
-        client_kwargs: Keywords of the Dask client, for instance `{"security": ...}` with an `address`.
     """
 
-    def __init__(
-        self,
-        pools: Callable[[], Iterable[Pool]] = local_pools,
-        *,
-        address: str | None = None,
-        client_kwargs: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(address=address, client_kwargs=client_kwargs)
+    def __init__(self, pools: Callable[[], Iterable[Pool]] = local_pools) -> None:
+        super().__init__()
         self.pools = pools
         self._order = count()
         self._contexts: dict[frozenset[str], PackedContext] = {}
@@ -310,7 +339,7 @@ class PoolTaskRunner(DaskTaskRunner):
 
     def duplicate(self) -> PoolTaskRunner:
         """A new runner with the same settings."""
-        return type(self)(self.pools, address=self.address, client_kwargs=self.client_kwargs)
+        return type(self)(self.pools)
 
     def __eq__(self, other: object) -> bool:
         return super().__eq__(other) and isinstance(other, PoolTaskRunner) and self.pools == other.pools
@@ -318,7 +347,7 @@ class PoolTaskRunner(DaskTaskRunner):
     __hash__ = None  # type: ignore[assignment]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"pools": self.pools, "address": self.address, "client_kwargs": self.client_kwargs}
+        return {"pools": self.pools}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -328,13 +357,16 @@ class PoolTaskRunner(DaskTaskRunner):
         """The client of the scheduler; opens pools at first use when none are open."""
         with self._client_lock:
             if self._client is None:
-                self._client = self._exit_stack.enter_context(self._connect())
+                self._client = self._exit_stack.enter_context(PrefectDaskClient(self.cluster))
             return self._client
 
     @property
-    def cluster(self) -> PooledCluster | None:
-        """The pools in use, once there are some in this process."""
-        return self._cluster  # type: ignore[return-value]
+    def cluster(self) -> PooledCluster:
+        """The pools in use; opened at first use when none are open."""
+        with self._client_lock:
+            if self._cluster is None:
+                self._cluster = self._find_or_open()
+            return self._cluster  # type: ignore[return-value]
 
     def submit(  # type: ignore[override]
         self,
@@ -352,10 +384,10 @@ class PoolTaskRunner(DaskTaskRunner):
             raise RuntimeError("The task runner must be started before submitting work.")
         pool = pool_of(task)
         self.client  # noqa: B018 - opens the pools in this thread, where the flow run is known
-        if self.cluster is not None and pool not in self.cluster.pools:
+        if pool not in self.cluster.pools:
             known = ", ".join(sorted(self.cluster.pools))
             raise PoolError(f"task {task.name!r} asks for pool {pool!r}, open are {known}", "Open a pool of that name")
-        submission = _Submission(self, task, pool, parameters, wait_for, dependencies, priority=-next(self._order))
+        submission = _Submission(self, task, pool, parameters, wait_for, dependencies, order=next(self._order))
         with self._unsettled_lock:
             self._unsettled.add(submission)
         submission.future.add_done_callback(lambda _: self._forget(submission))
@@ -366,6 +398,8 @@ class PoolTaskRunner(DaskTaskRunner):
         self._closing = True
         with self._unsettled_lock:
             abandoned = list(self._unsettled)
+        if abandoned:
+            self.cluster.dispatcher.withdraw(abandoned)
         if abandoned and self._client is not None:
             keys = [submission.dask_future for submission in abandoned if submission.dask_future is not None]
             with suppress(Exception):
@@ -375,17 +409,14 @@ class PoolTaskRunner(DaskTaskRunner):
         if abandoned:
             _end_abandoned(abandoned)
 
-    def _connect(self) -> PrefectDaskClient:
+    def _find_or_open(self) -> PooledCluster:
         if distributed.worker.thread_state.__dict__.get("execution_state") is not None:
             raise PoolError("a task submitted a task", "Submit tasks from the flow, call functions from a task")
-        if self.address is None:
-            self._cluster = current_cluster()
-            if self._cluster is None:
-                from infra.pools.cluster import PooledCluster
+        if (opened := current_cluster()) is not None:
+            return opened
+        from infra.pools.cluster import PooledCluster
 
-                self._cluster = self._exit_stack.enter_context(PooledCluster(self.pools()))
-        target = self._cluster if self._cluster is not None else self.address
-        return PrefectDaskClient(target, **self.client_kwargs)
+        return self._exit_stack.enter_context(PooledCluster(self.pools()))
 
     def _shared_context(self) -> PackedContext:
         # Within one flow run only the tags can differ between submissions.
@@ -399,10 +430,6 @@ class PoolTaskRunner(DaskTaskRunner):
                 context["flow_run_context"]["result_store"] = flow_run.result_store
             self._contexts[tags] = PackedContext.of(context)
         return self._contexts[tags]
-
-    def _expect(self, pool: str, tasks: int) -> None:
-        if self.cluster is not None:
-            self.cluster.expect(pool, tasks)
 
     def _forget(self, submission: _Submission) -> None:
         with self._unsettled_lock:

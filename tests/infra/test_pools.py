@@ -221,9 +221,9 @@ class TestScaling:
             long.cancel()
 
     def test_announced_tasks_start_workers_early(self, restless: PooledCluster) -> None:
-        restless.expect("gpu", 5)
+        restless.dispatcher.expect("gpu", 5)
         eventually(lambda: sizes(restless)["gpu"] == 2)
-        restless.expect("gpu", -5)
+        restless.dispatcher.expect("gpu", -5)
         eventually(lambda: sizes(restless)["gpu"] == 0)
 
     def test_fixed_size(self) -> None:

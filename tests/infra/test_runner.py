@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from prefect.futures import as_completed, wait
 from prefect.runtime import flow_run as this_flow_run
 
 from infra.pools import PooledCluster, PoolTaskRunner
-from infra.pools.attempts import MAXIMUM_LOSSES
 from infra.prefect_server import Api
 from tasks.errors import PoolError
 from tests.infra import sample_flows as sample
@@ -143,8 +143,9 @@ class TestFutures:
     def test_nothing_is_left_in_the_scheduler(self, pools: PooledCluster) -> None:
         sample.stream(4)
         eventually(lambda: not pools.scheduler.tasks, 5)
-        assert not pools.starts.counts
-        assert pools.coming("gpu") == pools.coming("cpu") == 0
+        queues = pools.dispatcher
+        for pool in pools.pools:
+            assert (queues.coming(pool), queues.waiting(pool), queues.running(pool)) == (0, 0, 0)
 
     def test_results_and_states_stay(self, pools: PooledCluster) -> None:
         @flow(task_runner=runner)
@@ -216,13 +217,12 @@ class TestLosses:
         assert set(states(ids_of("survive")).values()) == {"Completed"}
 
     @pytest.mark.chaos
-    def test_a_task_that_always_kills_its_worker_ends(self, pools: PooledCluster, tmp_path: Path) -> None:
-        pools.starts.maximum_losses = 2
-        try:
-            with pytest.raises(PoolError, match="upscale-2 lost its worker 2 times"):
-                sample.survive(str(tmp_path), deaths=1000)
-        finally:
-            pools.starts.maximum_losses = MAXIMUM_LOSSES
+    def test_a_task_that_always_kills_its_worker_ends(
+        self, pools: PooledCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(pools.pools, "gpu", replace(pools.pools["gpu"], maximum_losses=2))
+        with pytest.raises(PoolError, match="upscale-2 lost its worker 2 times, the last one gpu-0 on "):
+            sample.survive(str(tmp_path), deaths=1000)
         assert len(list(tmp_path.glob("died-2-*"))) == 2
         ended = states(ids_of("survive"))
         assert ended.pop("upscale-2") == "Crashed"
@@ -238,7 +238,7 @@ class TestLosses:
         with pytest.raises(RuntimeError, match="gave up"):
             sample.abandon(str(tmp_path / "log"))
         assert states(ids_of("abandon")) == {"upscale-0": "Crashed"}
-        assert pools.coming("cpu") == pools.coming("gpu") == 0
+        assert pools.dispatcher.coming("cpu") == pools.dispatcher.coming("gpu") == 0
         # Its thread cannot be stopped; the tests after this one should not wait for it.
         os.kill(worker_pid(pools, "gpu-0"), signal.SIGKILL)
 
