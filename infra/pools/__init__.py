@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from infra.pools.opening import OpenPools, open_pools
     from infra.pools.pool import LocalWorker, Pool, local_pools
     from infra.pools.runner import PoolFuture, PoolTaskRunner
+    from infra.pools.slurm import SlurmWorker
 
 __all__ = [
     "LocalWorker",
@@ -37,6 +38,7 @@ __all__ = [
     "PoolFuture",
     "PoolTaskRunner",
     "PooledCluster",
+    "SlurmWorker",
     "local_pools",
     "open_pools",
 ]
@@ -45,6 +47,7 @@ _MODULES = {
     "LocalWorker": "infra.pools.pool",
     "Pool": "infra.pools.pool",
     "local_pools": "infra.pools.pool",
+    "SlurmWorker": "infra.pools.slurm",
     "OpenPools": "infra.pools.opening",
     "PooledCluster": "infra.pools.cluster",
     "open_pools": "infra.pools.opening",

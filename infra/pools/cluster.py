@@ -29,7 +29,7 @@ from infra.pools.adaptive import PoolAdaptive, ask_for
 from infra.pools.credentials import credential_files, temporary_security
 from infra.pools.dispatch import Dispatcher
 from infra.pools.leases import Leases
-from infra.pools.pool import Pool
+from infra.pools.pool import Pool, common_host
 from infra.pools.status import StatusFile
 from infra.pools.worker import quiet_dask
 from tasks.errors import PoolError, SettingsError
@@ -76,7 +76,6 @@ class PooledCluster(SpecCluster):
         security: TLS between client, scheduler and workers: `True` for temporary credentials made here, `False` for
             none, or Dask's own object.
         dashboard: Serve Dask's dashboard on a free port (needs `bokeh`).
-        host: Address the scheduler listens on; only workers on other machines need more than this one.
         interval: Seconds between two looks at the demand; the default is what each kind of worker asks for.
         warm: Start one worker of each pool right away instead of with the first task.
         status_folder: Where `superres pools status` finds this cluster; `default_home() / "pools"` by default.
@@ -97,7 +96,6 @@ class PooledCluster(SpecCluster):
         *,
         security: bool | Security = True,
         dashboard: bool = False,
-        host: str = "127.0.0.1",
         interval: float | None = None,
         warm: bool = False,
         status_folder: Path | None = None,
@@ -133,7 +131,7 @@ class PooledCluster(SpecCluster):
             scheduler={
                 "cls": Scheduler,
                 "options": {
-                    "host": host,
+                    "host": common_host(self.pools.values()),
                     "port": 0,
                     "protocol": "tls" if credentials else "tcp",
                     "security": credentials,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
@@ -52,6 +52,11 @@ class WorkerStart(Protocol):
         ...
 
     @property
+    def scheduler_host(self) -> str:
+        """Address at which these workers can reach the scheduler."""
+        ...
+
+    @property
     def shared_directory(self) -> Path | None:
         """Where workers on other machines find the credentials; `None` for workers of this one."""
         ...
@@ -83,6 +88,11 @@ class LocalWorker:
     def interval(self) -> float:
         """Seconds between two looks at the demand: starting a process is cheap, so look often."""
         return 0.25
+
+    @property
+    def scheduler_host(self) -> str:
+        """This machine only."""
+        return "127.0.0.1"
 
     @property
     def shared_directory(self) -> Path | None:
@@ -235,3 +245,9 @@ def thread_settings(count: int) -> dict[str, str]:
     """Environment in which numerical libraries use `count` threads."""
     # OMP_WAIT_POLICY: GNU OpenMP otherwise spins between parallel regions and takes the cores that ffmpeg could use.
     return {**dict.fromkeys(_THREAD_VARIABLES, str(count)), "OMP_WAIT_POLICY": "passive"}
+
+
+def common_host(pools: Iterable[Pool]) -> str:
+    """Address at which the workers of all pools can reach this machine."""
+    hosts = {pool.start.scheduler_host for pool in pools}
+    return next(iter(sorted(hosts - {"127.0.0.1"})), "127.0.0.1")

@@ -36,7 +36,7 @@ WORKER_CONFIG: Final[dict[str, Any]] = {
             },
             "profile": {"enabled": False},
         },
-        "comm": {"timeouts": {"connect": "60s", "tcp": "120s"}},
+        "comm": {"timeouts": {"connect": "60s", "tcp": "30s"}},
         "admin": {"system-monitor": {"interval": "5s", "disk": False}, "tick": {"interval": "1s", "limit": "60s"}},
         "diagnostics": {"nvml": False},
     },
@@ -62,8 +62,6 @@ _START_TIMEOUT: Final = 180.0
 
 class PoolWorker(Worker):
     """A Dask worker in a session of its own, at a chosen priority, that leaves no process behind.
-
-    Usable on a command line too: `dask worker --worker-class infra.pools.worker.PoolWorker`.
 
     Args:
         niceness: Added to the scheduling priority of this process and its children.
@@ -92,8 +90,8 @@ class PoolWorker(Worker):
         return await super().close(timeout=timeout, executor_wait=executor_wait, nanny=nanny, reason=reason)
 
 
-class LocalNanny(Nanny):
-    """Keeps one worker process of this machine alive; ends it quickly when asked.
+class PoolNanny(Nanny):
+    """Keeps one worker process alive; ends it quickly when asked.
 
     Args:
         niceness: See `PoolWorker`.
@@ -104,9 +102,7 @@ class LocalNanny(Nanny):
     def __init__(self, *args: Any, niceness: int = 0, imports: Sequence[str] = (), **options: Any) -> None:
         options |= {
             "worker_class": PoolWorker,
-            "host": "127.0.0.1",
             "dashboard_address": "127.0.0.1:0",
-            "death_timeout": _START_TIMEOUT,
             "preload": [],
             "preload_nanny": [],
             "niceness": niceness,
@@ -131,6 +127,13 @@ class LocalNanny(Nanny):
         await super().kill(timeout=_CLOSE_TIMEOUT, reason=reason)
 
 
+class LocalNanny(PoolNanny):
+    """A nanny in the process of the scheduler, for a worker of this machine."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "host": "127.0.0.1", "death_timeout": _START_TIMEOUT})
+
+
 def quiet_dask() -> None:
     """Keep Dask's own log lines off the terminal; this project reports what matters on its own loggers."""
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
@@ -149,7 +152,7 @@ def _own_session() -> None:
     try:
         os.setsid()
     except PermissionError:
-        return  # Already a leader: started by a batch system, which cleans up by itself.
+        return  # Already a leader.
     # The nanny's thread starts this process with SIGINT blocked; ffmpeg and tasks shall see an ordinary one.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     global _guard

@@ -1,0 +1,157 @@
+"""Workers that are Slurm jobs: what one asks Slurm for, as data. The jobs themselves are in `slurm_job`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from infra.pools.pool import ENGINE, Pool
+
+if TYPE_CHECKING:
+    from distributed.security import Security
+
+#: What every job of this project is called, with the name of its pool behind it.
+JOB_NAME: Final = "superres-"
+
+
+@dataclass(frozen=True)
+class SlurmWorker:
+    """A worker that is a Slurm job of its own.
+
+    Attributes:
+        shared_directory: Folder on a file system that all nodes share; holds the credentials while pools are open.
+        log_directory: Folder for the log of each job.
+        partition: Partition the job is sent to.
+        cores: CPUs of the job.
+        memory: Memory of the job, such as `16GB`; empty where the site does not schedule memory.
+        gres: Generic resources, such as `gpu:1`; empty for none.
+        walltime: Longest time of the job, `D-HH:MM:SS` or `HH:MM:SS`. What a worker computes at its end is repeated.
+        account: Account that is charged; empty for the user's default.
+        interface: Network interface over which nodes and scheduler reach each other; empty for the default route's.
+        local_directory: Folder of the node for Dask's own files; the shell of the job expands it. Never on Lustre.
+        prologue: Shell lines that run before the worker starts.
+        directives: More options of `sbatch`, such as `--constraint=a100`.
+        env: Environment of the worker and of everything it starts.
+        python: The interpreter on the nodes.
+        imports: Modules imported while the worker waits for its first task.
+        death_timeout: Seconds after which a worker that finds no scheduler ends, and its job with it.
+    """
+
+    shared_directory: Path
+    log_directory: Path
+    partition: str
+    cores: int = 1
+    memory: str = "4GB"
+    gres: str = ""
+    walltime: str = "04:00:00"
+    account: str = ""
+    interface: str = ""
+    local_directory: str = "${TMPDIR:-/tmp}"
+    prologue: tuple[str, ...] = ()
+    directives: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    python: str = sys.executable
+    imports: tuple[str, ...] = ENGINE
+    death_timeout: float = 60.0
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two looks at the demand."""
+        return 1.0
+
+    @property
+    def scheduler_host(self) -> str:
+        """Address of this machine that the nodes can reach."""
+        from distributed.utils import get_ip, get_ip_interface
+
+        return get_ip_interface(self.interface) if self.interface else get_ip()
+
+    def log_path(self, pool: Pool) -> str:
+        """Where a job of the pool writes; Slurm puts its number for `%j`."""
+        return f"{self.log_directory}/{JOB_NAME}{pool.name}-%j.log"
+
+    def spec(self, pool: Pool, index: int, security: Security | None) -> dict[str, Any]:
+        """The `worker_spec` entry of worker `index`: a job with a nanny and one worker."""
+        from infra.pools.slurm_job import SlurmJob
+
+        return {"cls": SlurmJob, "options": self.job_options(pool, security)}
+
+    def job_options(self, pool: Pool, security: Security | None) -> dict[str, Any]:
+        """Keywords of dask-jobqueue's `SLURMJob`. Every one is given, so that no `jobqueue.yaml` changes a job."""
+        log = self.log_path(pool)
+        environment = {**self.env, "SUPERRES_WORKER_LOG": log.replace("%j", "${SLURM_JOB_ID}")}
+        directives = [f"--output={log}", "--open-mode=append"]
+        # A requeued job would take the name of a worker that was replaced long ago.
+        directives += ["--no-requeue", *([f"--gres={self.gres}"] if self.gres else []), *self.directives]
+        # Output goes where `log` says; the others are left out where they are empty.
+        skipped = ["#SBATCH -e ", "#SBATCH -o "]
+        skipped += [*([] if self.memory else ["--mem="]), *([] if self.account else ["#SBATCH -A "])]
+        worker = ["--pool", pool.name, "--imports", ",".join(self.imports)]
+        return {
+            "pool": pool.name,
+            "log": log,
+            "config_name": "slurm",
+            "job_name": f"{JOB_NAME}{pool.name}",
+            "queue": self.partition,
+            "account": self.account,
+            "walltime": self.walltime,
+            "cores": pool.slots,  # Dask's threads; what Slurm reserves is `job_cpu`.
+            "job_cpu": self.cores,
+            "memory": self.memory or "1GB",
+            "processes": 1,
+            "nanny": True,
+            "interface": self.interface,
+            "protocol": "tls" if security else "tcp",
+            "security": security,
+            "death_timeout": self.death_timeout,
+            "local_directory": self.local_directory,
+            "log_directory": str(self.log_directory),
+            "shebang": "#!/bin/bash",
+            # The batch script's process becomes the worker's: a signal of Slurm's reaches it without a shell between.
+            "python": f"exec {shlex.quote(self.python)}",
+            "worker_command": "infra.pools.node",
+            "worker_extra_args": worker,
+            "job_extra_directives": directives,
+            "job_directives_skip": skipped,
+            "job_script_prologue": [
+                *(f"export {name}={_quoted(value)}" for name, value in environment.items()),
+                *self.prologue,
+            ],
+        }
+
+    async def watch(self, workers: Collection[Any], urgent: bool) -> None:
+        """Ask Slurm how the jobs of these workers are."""
+        from infra.pools.slurm_job import watch
+
+        await watch(workers, urgent)
+
+
+def slurm_environment(cores: int, *, inference: bool) -> dict[str, str]:
+    """Environment of a worker with this many cores: as many threads as it may use.
+
+    Args:
+        cores: CPUs of the job.
+        inference: Whether its tasks compute with torch, which then takes all cores; ffmpeg is told its threads itself.
+    """
+    from infra.pools.pool import thread_settings
+
+    if not inference:
+        return thread_settings(1)
+    return {**thread_settings(cores), "MALLOC_ARENA_MAX": "1"}
+
+
+def _quoted(value: str) -> str:
+    # Double quotes, so that variables of the node (`$TMPDIR`, `$SLURM_JOB_ID`) can be used.
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("`", "\\`") + '"'
+
+
+def home_of_logs() -> Path:
+    """Where job logs lie by default."""
+    from infra.prefect_server import default_home
+
+    return default_home() / "logs" / str(os.getuid())
