@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -87,7 +87,10 @@ def _parser() -> _Parser:
         "--model", default="compact", help="model card or weight file (default: bundled model that fits)"
     )
     upscale.add_argument("--encoder", default="h264", help="encoder profile (default h264)")
-    upscale.add_argument("--pools", default="local", help="where to work (default: pools on this machine)")
+    upscale.add_argument(
+        "--pools", default="local", metavar="NAME", help="where to work: local (default), slurm, or a block of pools"
+    )
+    upscale.add_argument("--timeline", metavar="SVG", help="write a picture of who worked on which chunk when")
     upscale.add_argument(
         "--scratch", metavar="DIR", help="folder for chunk files (default: in the user's cache folder)"
     )
@@ -105,6 +108,15 @@ def _parser() -> _Parser:
     probe.add_argument("source", help="path of the video")
     probe.add_argument("--json", action="store_true", help="print JSON")
     probe.set_defaults(run=_probe)
+
+    pools = commands.add_parser("pools", help="what pools do, and which there are", description="Pools of workers.")
+    actions = pools.add_subparsers(dest="action", parser_class=_Parser, metavar="status|save", required=True)
+    status = actions.add_parser("status", help="jobs, workers and tasks of the pools that are open")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.set_defaults(run=_pools_status)
+    save = actions.add_parser("save", help="save the pools that a TOML file describes as blocks")
+    save.add_argument("file", help="with tables such as [slurm-pools.NAME], see infra/pools/README.md")
+    save.set_defaults(run=_save_pools)
 
     models = commands.add_parser(
         "models", help="list, fetch and verify models", description="Models and their weights."
@@ -124,8 +136,6 @@ def _parser() -> _Parser:
 
 def _upscale(arguments: argparse.Namespace) -> None:
     began = time.time()
-    if arguments.pools != "local":
-        raise SettingsError(f"unknown pools {arguments.pools!r}", "Use --pools local, the pools of this machine")
     from tasks.receipt import kept_receipts
     from tasks.request import UpscaleRequest, check_content, check_request
 
@@ -150,40 +160,89 @@ def _upscale(arguments: argparse.Namespace) -> None:
     from flows.terminal import show_progress, show_start, show_summary
 
     show_start(checked)
-    with show_progress(checked) as observer, _working_place():
+    with show_progress(checked) as observer, _working_place(arguments.pools):
         from flows.parameters import UpscaleOptions
         from flows.upscale_video import upscale_video
         from tasks.track import observed_by
 
-        options = UpscaleOptions.from_request(request)
+        timeline = str(Path(arguments.timeline).absolute()) if arguments.timeline else ""
+        options = UpscaleOptions.from_request(request, pools=arguments.pools, timeline=timeline)
         with observed_by(observer), kept_receipts():
             result = upscale_video(str(request.source_path), str(request.destination_path), options)
-    shutil.rmtree(checked.scratch / result["job_id"], ignore_errors=True)
+    shutil.rmtree(result.pop("folder"), ignore_errors=True)
     result["startup_seconds"] = round(result["startup_seconds"] + result.pop("flow_started") - began, 3)
     show_summary(result)
     _print_json(arguments.json, result)
 
 
 @contextmanager
-def _working_place() -> Iterator[None]:
-    """A Prefect API and open pools. Both start in the background while the flow's modules load, which takes as long."""
+def _working_place(name: str) -> Iterator[None]:
+    """A Prefect API and open pools.
+
+    For the pools of this machine both start in the background while the flow's modules load, which takes as long.
+    Other pools are described by blocks, which only an API that answers can give.
+    """
     from infra.prefect_server import ensure_api
 
-    api = ensure_api().start()
-    try:
-        from flows.pools import pools_of_this_machine
-        from infra.pools import open_pools
+    with ExitStack() as stack:
+        api = ensure_api().start()
+        stack.callback(api.stop)
+        if name == "local":
+            from flows.pools import pools_of_this_machine
+            from infra.pools import open_pools
 
-        pools = open_pools(pools_of_this_machine()).start()
-        try:
+            pools = open_pools(pools_of_this_machine()).start()
+            stack.callback(pools.close)
+            import flows.upscale_video
+
+            stack.enter_context(api)
+        else:
+            from blocks.pools import load_pools
+
+            reach = stack.enter_context(ExitStack())
+            reach.enter_context(api)
+            block = load_pools(name)
+            block.check()
+            host = block.scheduler_host
+            if api.private and host != "127.0.0.1":
+                reach.close()  # Workers on other machines need a server that they can reach.
+                stack.enter_context(ensure_api(host=host))
+            pools = block.open(warm=False)
             import flows.upscale_video  # noqa: F401
+        stack.enter_context(pools)
+        yield
 
-            with api, pools:
-                yield
-        finally:
-            pools.close()
-    finally:
-        api.stop()
+
+def _pools_status(arguments: argparse.Namespace) -> None:
+    from infra.pools.status import open_clusters
+
+    clusters = open_clusters()
+    if arguments.json:
+        _print_json(True, {"clusters": clusters})
+        return
+    if not clusters:
+        print("no pools are open")
+    for cluster in clusters:
+        age = time.time() - cluster["written"]
+        print(f"{cluster['host']} process {cluster['process']}, scheduler {cluster['scheduler']}, {age:.0f} s ago")
+        for pool, facts in cluster["pools"].items():
+            tasks = f"{facts['running']} running, {facts['waiting']} waiting, {facts['coming']} coming"
+            print(f"  {pool}: {len(facts['workers'])} of at most {facts['maximum']} workers; tasks: {tasks}")
+            for worker in facts["workers"]:
+                job = f"job {worker['job']}" if worker["job"] else ""
+                facets = (worker["name"], worker["state"], job, worker["node"], f"{worker['seconds']} s", worker["log"])
+                print("    " + "  ".join(filter(None, facets)))
+
+
+def _save_pools(arguments: argparse.Namespace) -> None:
+    from blocks.seeds import read_pools
+    from infra.prefect_server import ensure_api
+
+    blocks = read_pools(Path(arguments.file))
+    with ensure_api():
+        for name, block in blocks.items():
+            block.save(name, overwrite=True)
+            print(f"saved {block.get_block_type_slug()}/{name}")
 
 
 def _probe(arguments: argparse.Namespace) -> None:

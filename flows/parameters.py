@@ -59,11 +59,23 @@ class UpscaleOptions(BaseModel):
         description="Do not use chunks of an earlier, interrupted run.",
         json_schema_extra={"position": 7},
     )
+    pools: str = Field(
+        "local",
+        title="Pools",
+        description="Where to work: `local`, `slurm`, or the name of a block of pools.",
+        json_schema_extra={"position": 8},
+    )
+    timeline: str = Field(
+        "",
+        title="Timeline",
+        description="Path of an SVG picture of who worked on which chunk when; empty for none.",
+        json_schema_extra={"position": 10},
+    )
     scratch: str = Field(
         "",
         title="Scratch folder",
         description="Where chunk files live while the job runs; empty for the site's default.",
-        json_schema_extra={"position": 8},
+        json_schema_extra={"position": 9},
     )
 
     def request(self, source: str, destination: str) -> UpscaleRequest:
@@ -83,7 +95,7 @@ class UpscaleOptions(BaseModel):
         )
 
     @classmethod
-    def from_request(cls, request: UpscaleRequest) -> UpscaleOptions:
-        """The options that stand for a request."""
+    def from_request(cls, request: UpscaleRequest, **more: str) -> UpscaleOptions:
+        """The options that stand for a request, and those that are no part of one."""
         given = {name: value for name, value in request.to_dict().items() if value is not None}
-        return cls(**{name: value for name, value in given.items() if name in cls.model_fields})
+        return cls(**{name: value for name, value in given.items() if name in cls.model_fields}, **more)

@@ -6,7 +6,8 @@ compared with the source.
 
 Purpose: any single video, by hand, from a schedule or from `upscale-library`.
 Cache policy: none of Prefect's; chunk files in scratch are keyed by content and checked before they are used.
-Blocks: none needed; pools are those of this machine unless others are open.
+Blocks: none needed. The parameter `pools` can name a block of type Slurm pools or Local pools; pools that are open
+around the flow come first.
 """
 
 from __future__ import annotations
@@ -15,24 +16,30 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 from uuid import UUID
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from flows.parameters import UpscaleOptions
-from flows.pools import pools_of_this_machine
+from flows.pools import cluster_of_flow_run, pools_of_flow_run, scratch_of_flow_run
+from flows.timeline import draw_timeline
 from infra.pools import PoolTaskRunner
 from tasks import track
 from tasks.assemble import assemble
 from tasks.chunk_report import StageReport
-from tasks.chunks import WINDOW_CHUNKS, Chunk
+from tasks.chunks import Chunk, window_chunks
 from tasks.encode import encode, is_encoded
 from tasks.errors import ChunkFileError, PoolError, SuperResolutionError
 from tasks.extract import extract
@@ -41,7 +48,7 @@ from tasks.models.weights import content_hash
 from tasks.plan import Plan, own_job, plan, save_plan
 from tasks.publish import publish
 from tasks.receipt import clear_away, is_published
-from tasks.request import check_request
+from tasks.request import check_request, check_space
 from tasks.stage import stage
 from tasks.upscale import upscale
 from tasks.verify import verify
@@ -49,6 +56,12 @@ from tasks.verify import verify
 #: Attempts at one chunk before the job gives up. Only failures that another attempt can mend are repeated; lost workers
 #: are not counted here, the task runner has already repeated those.
 CHUNK_ATTEMPTS: Final = 3
+
+#: Chunks that may fail for good before the others are given up too: by then it is not the chunks.
+FAILED_CHUNKS: Final = 3
+
+#: Rows of the table of chunks in the UI.
+_TABLE_ROWS: Final = 1000
 
 #: Seconds between two looks at the progress, and between two updates of the progress artifact in the UI.
 _LOOK_SECONDS: Final = 1.0
@@ -62,6 +75,8 @@ class UpscaleResult:
     status: Literal["published"]
     output: str
     job_id: str
+    folder: str
+    """The job's folder in scratch."""
     frames_in: int
     frames_out: int
     width: int
@@ -81,6 +96,8 @@ class UpscaleResult:
     encoder: str
     engine: dict[str, Any]
     verified: bool
+    node_seconds: dict[str, float]
+    """Seconds that workers of each pool held their nodes, since the flow began."""
     not_carried: dict[int, str]
     """Source streams that the result could not hold, and why."""
     damaged_frames: int
@@ -101,7 +118,7 @@ def _run_name() -> str:
 @flow(
     name="upscale-video",
     flow_run_name=_run_name,
-    task_runner=PoolTaskRunner(pools_of_this_machine),  # type: ignore[arg-type]
+    task_runner=PoolTaskRunner(pools_of_flow_run),  # type: ignore[arg-type]
     validate_parameters=True,
 )
 def upscale_video(source: str, destination: str, options: UpscaleOptions = UpscaleOptions()) -> dict[str, Any]:  # noqa: B008
@@ -120,7 +137,8 @@ def upscale_video(source: str, destination: str, options: UpscaleOptions = Upsca
     """
     started = time.time()
     logger = get_run_logger()
-    checked = check_request(options.request(stage.fn(source), destination))
+    request = options.request(stage.fn(source), destination)
+    checked = check_request(replace(request, scratch=request.scratch or scratch_of_flow_run(options)))
     job = plan(checked, content_hash(checked.card))
     logger.info(
         "%s: %d frames %dx%d at %s fps -> %dx%d with %s in %d chunks",
@@ -129,6 +147,9 @@ def upscale_video(source: str, destination: str, options: UpscaleOptions = Upsca
     )  # fmt: skip
     for index, reason in job.carried.left_out.items():
         logger.warning("stream %d is left out: %s", index, reason)
+    cluster = cluster_of_flow_run()
+    window = window_chunks(cluster.pools["gpu"].maximum * cluster.pools["gpu"].slots)
+    check_space(checked, window)
     with own_job(job.folder, fresh=options.fresh):
         path = str(save_plan(job))
         reports: list[StageReport] = []
@@ -136,7 +157,7 @@ def upscale_video(source: str, destination: str, options: UpscaleOptions = Upsca
         if not is_published(job.folder, job.request.destination_path):
             reused = [chunk for chunk in job.chunks if is_encoded(job, chunk)]
             meter = _Meter(job)
-            reports = _run_chunks(job, path, [chunk for chunk in job.chunks if chunk not in reused], meter)
+            reports = _run_chunks(job, path, [chunk for chunk in job.chunks if chunk not in reused], window, meter)
             meter.report("assembling")
             muxed = assemble.submit(path).result()
             meter.report("verifying")
@@ -144,7 +165,8 @@ def upscale_video(source: str, destination: str, options: UpscaleOptions = Upsca
             meter.report("publishing")
             publish.submit(path).result()
             meter.report("done")
-        result = _summarise(job, reports, len(reused), started)
+        result = _summarise(job, reports, len(reused), started, cluster.leases.node_seconds(started))
+        _show_workers(reports, options.timeline)
         create_markdown_artifact(_report(result), key="result", description=f"Result of {Path(source).name}")
     clear_away(job.folder)
     logger.info("published %s: %d frames, verified", result.output, result.frames_out)
@@ -178,18 +200,21 @@ class _ChunkRun:
     futures: tuple[PrefectFuture[StageReport], ...]
 
 
-def _run_chunks(job: Plan, path: str, chunks: list[Chunk], meter: _Meter) -> list[StageReport]:
-    """Stream chunks through the stages in plan order, a bounded number at a time.
+def _run_chunks(job: Plan, path: str, chunks: list[Chunk], window: int, meter: _Meter) -> list[StageReport]:
+    """Stream chunks through the stages in plan order, at most `window` at a time.
+
+    A chunk that fails for good does not stop the others: what they finish need not be done again.
 
     Raises:
-        SuperResolutionError: A chunk failed for good; carries the chunk's own error.
+        SuperResolutionError: A chunk failed for good; carries the error of the first one.
     """
     waiting = deque((chunk, 1) for chunk in chunks)
     settled: queue.SimpleQueue[_ChunkRun] = queue.SimpleQueue()
     reports: list[StageReport] = []
+    failures: list[BaseException] = []
     running = 0
     while waiting or running:
-        while waiting and running < WINDOW_CHUNKS:
+        while waiting and running < window:
             _submit(job, path, *waiting.popleft(), settled.put)
             running += 1
         meter.report("upscaling")
@@ -212,7 +237,13 @@ def _run_chunks(job: Plan, path: str, chunks: list[Chunk], meter: _Meter) -> lis
             )
             waiting.appendleft((run.chunk, run.attempt + 1))
         else:
-            raise _naming(run.chunk, run.attempt, failure)
+            failures.append(_naming(run.chunk, run.attempt, failure))
+            get_run_logger().error("chunk %d failed for good: %s", run.chunk.index, failures[-1])
+            # What is wrong with the source or the model is wrong for all chunks.
+            if not isinstance(failure, PoolError | ChunkFileError | FfmpegError) or len(failures) == FAILED_CHUNKS:
+                break
+    if failures:
+        raise failures[0]
     return reports
 
 
@@ -249,7 +280,9 @@ def _naming(chunk: Chunk, attempt: int, failure: BaseException) -> BaseException
     return named
 
 
-def _summarise(job: Plan, reports: list[StageReport], reused: int, started: float) -> UpscaleResult:
+def _summarise(
+    job: Plan, reports: list[StageReport], reused: int, started: float, node_seconds: dict[str, float]
+) -> UpscaleResult:
     upscaled = [report for report in reports if report.stage == "upscale" and not report.was_reused]
     begun = min((report.started for report in upscaled), default=time.time())
     seconds = time.time() - begun
@@ -258,6 +291,7 @@ def _summarise(job: Plan, reports: list[StageReport], reused: int, started: floa
         status="published",
         output=str(job.request.destination_path),
         job_id=job.job_id,
+        folder=str(job.folder),
         frames_in=job.frames + job.damaged_frames,
         frames_out=job.frames,
         width=job.target.width,
@@ -272,6 +306,7 @@ def _summarise(job: Plan, reports: list[StageReport], reused: int, started: floa
         encoder=job.profile.name,
         engine=next((report.engine for report in upscaled if report.engine), {}),
         verified=True,
+        node_seconds=node_seconds,
         not_carried=job.carried.left_out,
         damaged_frames=job.damaged_frames,
     )
@@ -280,3 +315,21 @@ def _summarise(job: Plan, reports: list[StageReport], reused: int, started: floa
 def _report(result: UpscaleResult) -> str:
     rows = [f"| {name.replace('_', ' ')} | {value} |" for name, value in result.to_dict().items()]
     return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def _show_workers(reports: list[StageReport], picture: str) -> None:
+    """Say which worker did what: a table in the UI, and a picture if one was asked for."""
+    by_chunk: dict[int, dict[str, Any]] = {}
+    for report in sorted(reports, key=lambda report: (report.chunk, report.started)):
+        row = by_chunk.setdefault(report.chunk, {"chunk": report.chunk})
+        row[report.stage] = f"{report.seconds:.1f} s on {report.where}"
+        if report.where.log:
+            row[f"{report.stage} log"] = report.where.log
+    if by_chunk:
+        create_table_artifact(
+            list(by_chunk.values())[:_TABLE_ROWS],
+            key="chunks",
+            description="Who worked on which chunk, and for how long",
+        )
+    if picture and reports:
+        Path(picture).write_text(draw_timeline(reports))

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
-
-def _where() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
+from tasks.place import Place, this_place
 
 
 @dataclass(frozen=True)
@@ -30,8 +26,8 @@ class StageReport:
     """What inference ran with (`EngineDescription`), for the report."""
     bytes: int = 0
     """Bytes of the file that the stage wrote."""
-    where: str = field(default_factory=_where)
-    """Host and process."""
+    where: Place = field(default_factory=this_place)
+    """The worker."""
 
     @classmethod
     def reused(cls, stage: str, chunk: int) -> StageReport:

@@ -13,9 +13,6 @@ from typing import Final
 
 from tasks.cores import usable_cores
 
-#: Chunks that may be between "submitted" and "encoded" at one time on one GPU: bounds scratch and memory.
-WINDOW_CHUNKS: Final = 5
-
 #: Seconds of upscaling one chunk should take: long beside the cost of its three tasks, short beside what a lost worker
 #: costs.
 _CHUNK_WORK_SECONDS: Final = 45.0
@@ -30,6 +27,16 @@ _CHUNK_VIDEO_SECONDS: Final = 60.0
 
 #: A short clip is still cut into about this many chunks, so that the stages overlap.
 _FEWEST_CHUNKS: Final = 4
+
+
+def window_chunks(gpu_slots: int = 1) -> int:
+    """Chunks that may be between "submitted" and "encoded" at one time: bounds scratch and memory.
+
+    Args:
+        gpu_slots: Chunks that can be on GPUs at one time: each has the next one ready behind it. Three more are being
+            decoded and encoded.
+    """
+    return 2 * gpu_slots + 3
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,17 @@ from pathlib import Path
 
 
 def usable_cores() -> int:
-    """Cores this process may really use: its affinity mask, cut by the CPU quota of its control group.
+    """Cores this process may really use, which in a container or a batch job are fewer than `os.cpu_count()`.
 
-    `os.cpu_count()` would name all cores of the host, inside a container or a batch job far too many.
+    Its affinity mask, cut by the CPU quota of its control group and by what its Slurm job reserved: not every Slurm
+    binds a job to its cores.
     """
     cores = len(os.sched_getaffinity(0))
     quota = _cgroup_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
-    return max(1, min(cores, math.floor(quota + 0.5))) if quota else cores
+    reserved = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if reserved.isdigit():
+        cores = min(cores, int(reserved))
+    return max(1, min(cores, math.floor(quota + 0.5))) if quota else max(1, cores)
 
 
 def _cgroup_quota(membership: Path, root: Path) -> float | None:

@@ -14,7 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
-from tasks.chunks import WINDOW_CHUNKS, chunk_limit
+from tasks.chunks import chunk_limit, window_chunks
 from tasks.errors import DestinationError, ScratchError, SettingsError
 from tasks.media.encoders import EncoderProfile, find_profile, group_frames
 from tasks.media.mux import Carried, muxer_of, plan_carried
@@ -160,7 +160,7 @@ def check_request(request: UpscaleRequest) -> CheckedRequest:
     weights = locate(card)
     carried = plan_carried(facts, muxer)
     checked = CheckedRequest(request, facts, card, weights, profile, target, muxer, carried, scratch)
-    check_space(checked, destination.parent)
+    check_space(checked, window_chunks())
     return checked
 
 
@@ -238,11 +238,15 @@ def _choose_model(request: UpscaleRequest, factor: Fraction) -> ModelCard:
     return card
 
 
-def check_space(checked: CheckedRequest, destination: Path) -> None:
+def check_space(checked: CheckedRequest, window: int) -> None:
     """Refuse a job whose chunk files or result would not fit.
 
     The estimate counts the raw chunks that can exist at one time and twice the encoded video, once as chunks and once
     as the joined result.
+
+    Args:
+        checked: The job.
+        window: Chunks in work at one time.
 
     Raises:
         ScratchError: Too little room, or scratch cannot be written.
@@ -252,7 +256,7 @@ def check_space(checked: CheckedRequest, destination: Path) -> None:
     rate = facts.frame_rate or Fraction(25)
     frames = facts.declared_frames or int((facts.duration_seconds or 0) * rate) or 1
     chunk_frames = min(frames, checked.chunk_limit(rate))
-    chunks = min(WINDOW_CHUNKS, -(-frames // chunk_frames))
+    chunks = min(window, -(-frames // chunk_frames))
     raw = chunks * chunk_frames * (facts.picture.frame_bytes + target.frame_bytes)
     encoded = int(frames * target.width * target.height * _ENCODED_BYTES_PER_PIXEL.get(checked.profile.name, 0.8))
     encoded += facts.size_bytes
@@ -271,6 +275,7 @@ def check_space(checked: CheckedRequest, destination: Path) -> None:
             f" this job needs about {_gigabytes(raw + 2 * encoded)}",
             "Free some space, choose another --scratch, or shorter chunks with --chunk-seconds",
         )
+    destination = checked.request.destination_path.parent
     free = shutil.disk_usage(destination).free
     if free < encoded:
         raise DestinationError(

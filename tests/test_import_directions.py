@@ -33,7 +33,7 @@ RULES: Final = (
     Rule("tasks.media", ("torch",), exempt=("tasks.media.colour",)),
     Rule("tasks.media", ("tasks",), allowed=("tasks.media", "tasks.errors")),
     Rule("tasks.models", ("tasks",), allowed=("tasks.models", "tasks.media", "tasks.errors")),
-    Rule("infra", ("flows", "tasks", "blocks", "deployments"), allowed=("tasks.errors", "tasks.cores")),
+    Rule("infra", ("flows", "tasks", "blocks", "deployments"), allowed=("tasks.errors", "tasks.cores", "tasks.place")),
     Rule("blocks", ("flows", "tasks", "deployments"), allowed=("tasks.errors",)),
     *(Rule(package, ("tests",)) for package in PACKAGES),
 )

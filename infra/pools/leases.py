@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Iterator
@@ -78,9 +77,3 @@ class Leases:
 
     def __iter__(self) -> Iterator[Lease]:
         return iter([lease for leases in list(self._leases.values()) for lease in list(leases)])
-
-
-def this_place() -> tuple[str, str, str]:
-    """Node, batch job and log of the process that asks; the last two are empty outside of a batch job."""
-    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    return node, os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SUPERRES_WORKER_LOG", "")

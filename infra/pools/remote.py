@@ -22,6 +22,8 @@ from prefect.context import SettingsContext, SyncClientContext
 from prefect.events.worker import EventsWorker
 from prefect.task_engine import run_task_async, run_task_sync
 
+from tasks.place import this_place
+
 #: Seconds a finished task run waits at most for its last events to leave, so that what Prefect shows is not behind
 #: what the flow knows.
 _EVENTS_WAIT: Final = 0.25
@@ -141,12 +143,20 @@ def run_packed(task_run: bytes, packed: PackedContext, label: str) -> State[Any]
         arguments: dict[str, Any] = pickle.loads(task_run)
         arguments["context"] = {**shared.context, **arguments["context"]}
         task: Task[Any, Any] = arguments["task"]
+        if (place := this_place()).job:
+            # So that who sees the task run finds the node and the log, also when this worker does not live to tell.
+            task = arguments["task"] = task.with_options(task_run_name=_literal(f"{label} on {place}"))
         try:
             if task.isasync:
                 return asyncio.run(run_task_async(**arguments, return_type="state"))  # type: ignore[arg-type]
             return run_task_sync(**arguments, return_type="state")  # type: ignore[return-value]
         finally:
             _send_events()
+
+
+def _literal(name: str) -> str:
+    """A name as a template that gives just this name."""
+    return name.replace("{", "{{").replace("}", "}}")
 
 
 def _send_events() -> None:

@@ -279,7 +279,7 @@ class _Submission:
                 task_run_filter=TaskRunFilter(id=TaskRunFilterId(any_=[self.future.task_run_id])), limit=1
             )
             if known:
-                if named and known[0].name != self.label:
+                if named and not known[0].name.startswith(self.label):
                     # Its worker died before it had told Prefect the name.
                     client.set_task_run_name(self.future.task_run_id, self.label)
                 if known[0].state is None or not known[0].state.is_final():

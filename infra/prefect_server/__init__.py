@@ -64,10 +64,11 @@ class Api(AbstractContextManager["Api"]):
         private: Whether it is a private server that ends with this object.
     """
 
-    def __init__(self, *, home: Path, ui: bool, timeout: float) -> None:
+    def __init__(self, *, home: Path, ui: bool, timeout: float, host: str) -> None:
         self.url: str | None = None
         self.private = False
         self._home = home
+        self._host = host
         self._ui = ui
         self._timeout = timeout
         self._password = ""
@@ -143,9 +144,9 @@ class Api(AbstractContextManager["Api"]):
         self._password = f"superres:{secrets.token_urlsafe(24)}"
         # Bound here, so that the address is known at once and nobody else can take the port meanwhile.
         listener = socket.socket()
-        listener.bind(("127.0.0.1", 0))
+        listener.bind((self._host, 0))
         listener.listen(128)
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        self.url = f"http://{self._host}:{listener.getsockname()[1]}/api"
         self._ready, ready = os.pipe()
         settings = {
             "home": str(self._home),
@@ -201,15 +202,19 @@ class Api(AbstractContextManager["Api"]):
             self._settings.callback(_restore, name, previous)
 
 
-def ensure_api(*, home: Path | str | None = None, ui: bool = False, timeout: float = START_TIMEOUT) -> Api:
+def ensure_api(
+    *, home: Path | str | None = None, ui: bool = False, timeout: float = START_TIMEOUT, host: str = "127.0.0.1"
+) -> Api:
     """The Prefect API to use in a `with` block.
 
     Args:
         home: Folder of the private server's database and log; `$SUPERRES_HOME/prefect` by default.
         ui: Serve Prefect's user interface on the private server too.
         timeout: Seconds the private server may take to start.
+        host: Address the private server listens on; workers on other machines need more than this one. Its password
+            travels unencrypted, so for more than a private network configure a server of your own.
     """
-    return Api(home=Path(home) if home else default_home() / "prefect", ui=ui, timeout=timeout)
+    return Api(home=Path(home) if home else default_home() / "prefect", ui=ui, timeout=timeout, host=host)
 
 
 def default_home() -> Path:
