@@ -126,8 +126,9 @@ class SlurmPools(PoolsBlock):
     interface: str = Field(
         "",
         title="Network interface",
-        description="Over which the nodes reach this machine and one another; empty for that of the default route.",
+        description="Of the nodes, and of this machine if it has no address below; empty for the default route's.",
     )
+    host: str = Field("", title="Address", description="Of this machine as the nodes see it.")
     shared_directory: str = Field(
         "", title="Shared folder", description="On a file system that all nodes share; holds credentials while in use."
     )
@@ -175,6 +176,7 @@ class SlurmPools(PoolsBlock):
                 walltime=nodes.walltime,
                 account=self.account,
                 interface=self.interface,
+                host=self.host,
                 local_directory=self.local_directory,
                 prologue=tuple(self.prologue),
                 directives=tuple(nodes.directives),

@@ -29,7 +29,7 @@ _THREAD_VARIABLES: Final = (
 #: See `Pool.coming`.
 Coming = Literal["start", "keep", "ignore"]
 
-#: What every worker imports while it waits for its first task; a task run would otherwise pay for it.
+#: What every worker imports before it takes tasks; the first task run would otherwise pay for it.
 ENGINE: Final = ("infra.pools.remote",)
 
 
@@ -75,7 +75,7 @@ class LocalWorker:
         niceness: Added to the scheduling priority (0 to 19), inherited by child processes.
         memory_limit: Bytes after which Dask would interfere; 0 for never. Chunks keep their frames outside Dask.
         devices: CUDA devices, one per worker: worker `i` sees only `devices[i]`. Empty for none.
-        imports: Modules imported while the worker waits for its first task.
+        imports: Modules imported before the worker takes tasks.
     """
 
     env: Mapping[str, str] = field(default_factory=dict)

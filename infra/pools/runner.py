@@ -211,7 +211,8 @@ class _Submission:
                 self._task_run,
                 self.shared_context,
                 self.label,
-                key=f"{self.task.name}-{self.future.task_run_id}-{self._losses}",
+                # Dask may not have forgotten the key of an attempt that was just lost.
+                key=f"{self.task.name}-{uuid4() if self._losses else self.future.task_run_id}",
                 resources={self.pool: 1},
                 priority=-self.order,
                 pure=False,

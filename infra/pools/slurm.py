@@ -32,13 +32,15 @@ class SlurmWorker:
         gres: Generic resources, such as `gpu:1`; empty for none.
         walltime: Longest time of the job, `D-HH:MM:SS` or `HH:MM:SS`. What a worker computes at its end is repeated.
         account: Account that is charged; empty for the user's default.
-        interface: Network interface over which nodes and scheduler reach each other; empty for the default route's.
+        interface: Network interface of the nodes, and of this machine where `host` is empty; empty for the default
+            route's.
+        host: Address of this machine as the nodes see it.
         local_directory: Folder of the node for Dask's own files; the shell of the job expands it. Never on Lustre.
         prologue: Shell lines that run before the worker starts.
         directives: More options of `sbatch`, such as `--constraint=a100`.
         env: Environment of the worker and of everything it starts.
         python: The interpreter on the nodes.
-        imports: Modules imported while the worker waits for its first task.
+        imports: Modules imported before the worker takes tasks.
         death_timeout: Seconds after which a worker that finds no scheduler ends, and its job with it.
     """
 
@@ -51,6 +53,7 @@ class SlurmWorker:
     walltime: str = "04:00:00"
     account: str = ""
     interface: str = ""
+    host: str = ""
     local_directory: str = "${TMPDIR:-/tmp}"
     prologue: tuple[str, ...] = ()
     directives: tuple[str, ...] = ()
@@ -67,6 +70,8 @@ class SlurmWorker:
     @property
     def scheduler_host(self) -> str:
         """Address of this machine that the nodes can reach."""
+        if self.host:
+            return self.host
         from distributed.utils import get_ip, get_ip_interface
 
         return get_ip_interface(self.interface) if self.interface else get_ip()

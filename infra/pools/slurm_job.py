@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import shutil
@@ -25,6 +26,8 @@ from tasks.errors import PoolError
 if TYPE_CHECKING:
     from infra.pools.leases import Leases
     from infra.pools.slurm import SlurmWorker
+
+logger = logging.getLogger(__name__)
 
 _import_lock = threading.Lock()
 with _import_lock:
@@ -105,6 +108,7 @@ class SlurmJob(SLURMJob):
                 if not _AWAY.search(message) or time.monotonic() > deadline:
                     self.failure = f"Slurm refused the job: {' '.join(message.split())}"
                     raise PoolError(self.failure, "Correct the settings of the pool") from error
+                logger.warning("Slurm's controller does not answer; %s waits for it", self.name)
             await asyncio.sleep(_RETRY_SECONDS)
         if self._unwanted:
             await self._cancel()

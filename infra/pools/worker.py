@@ -12,7 +12,6 @@ import platform
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -65,7 +64,7 @@ class PoolWorker(Worker):
 
     Args:
         niceness: Added to the scheduling priority of this process and its children.
-        imports: Modules to import while waiting for the first task.
+        imports: Modules to import before the worker takes tasks.
         **options: See `distributed.Worker`.
     """
 
@@ -78,7 +77,16 @@ class PoolWorker(Worker):
             os.nice(niceness)
             _rank_session(niceness)
         super().__init__(*args, **options)
-        threading.Thread(target=_import_ahead, args=(tuple(imports),), name="import-ahead", daemon=True).start()
+        self._imports = tuple(imports)
+
+    async def start_unsafe(self) -> PoolWorker:
+        """Load the modules, then register.
+
+        A task that came earlier would import the same modules at the same time, which packages whose modules import one
+        another in a circle do not survive.
+        """
+        await asyncio.get_running_loop().run_in_executor(None, _import_ahead, self._imports)
+        return await super().start_unsafe()
 
     async def close(  # type: ignore[override]
         self, timeout: float = 30, executor_wait: bool = True, nanny: bool = True, reason: str = "worker-close"

@@ -78,7 +78,6 @@ CASES: Final = (
     _case("height-odd", "settings", 2, "143", "--height", "143"),
     _case("height-too-small", "settings", 2, "72", "--height", "72"),
     _case("scale-and-height", "settings", 2, "not allowed with", "--scale", "2", "--height", "144"),
-    _case("pools", "settings", 2, "unknown pools", "--pools", "nonesuch"),
     _case("chunk-seconds", "settings", 2, "makes no sense", "--chunk-seconds", "0"),
     _case("chunk-seconds-nan", "settings", 2, "makes no sense", "--chunk-seconds", "nan"),
     _case("unknown-option", "settings", 2, "--nonesuch", "--nonesuch"),
@@ -225,3 +224,28 @@ def test_a_refusal_loads_neither_prefect_nor_dask(place: Place) -> None:
         cwd=ROOT, env={**os.environ, **place.environment}, capture_output=True, text=True, timeout=90, check=False,
     )  # fmt: skip
     assert done.returncode == 5, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("pools", "code", "words"),
+    [("nonesuch", 2, "there are no pools called 'nonesuch'"), ("slurm", 11, "sbatch is not on the PATH")],
+)
+def test_pools_that_cannot_work_are_refused_before_any_worker_starts(
+    place: Place, pools: str, code: int, words: str
+) -> None:
+    # Blocks are known to the Prefect API only, so this takes the seconds that its start takes.
+    environment = {**os.environ, **place.environment, "PATH": "/usr/bin:/bin", "PREFECT_API_URL": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "upscale", str(place.source), str(place.out / "f.mp4"), "--pools", pools],
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr
+    complaints = [line for line in done.stderr.splitlines() if line.startswith("superres: ")]
+    assert len(complaints) == 1
+    assert words in complaints[0]
+    assert "Traceback" not in done.stderr
+    assert not place.scratch.exists()
+    assert not (place.out / "f.mp4").exists()
