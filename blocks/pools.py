@@ -1,6 +1,6 @@
 """Where a site's workers come from: `LocalPools` and `SlurmPools`, blocks that operators edit in the Prefect UI.
 
-    SlurmPools(interface="ib0", shared_directory="/fsx", gpu=SlurmNodes(partition="a100", maximum=8)).save("fsx")
+    SlurmPools(shared_directory="/fsx", gpu=SlurmGpuNodes(partition="a100", maximum=8)).save("fsx")
 
 A flow or `superres --pools fsx` then names the block. `load_pools("local")` and `load_pools("slurm")` work without any
 block saved: the first is this machine, the second a Slurm with partitions `cpu` and `gpu`. In a notebook the pools stay
@@ -112,6 +112,15 @@ class SlurmNodes(BaseModel):
     )
 
 
+class SlurmGpuNodes(SlurmNodes):
+    """The jobs of a pool whose nodes are dear: held through a short gap, but none starts before it has work."""
+
+    gres: str = Field("gpu:1", title="GRES", description="Generic resources of one job, such as `gpu:1`.")
+    coming: Literal["start", "keep", "ignore"] = Field(
+        "keep", title="Coming work", description="See the CPU pool: GPU jobs that run stay for chunks that are coming."
+    )
+
+
 class SlurmPools(PoolsBlock):
     """Workers that are Slurm jobs, started and ended as the work needs them."""
 
@@ -120,9 +129,7 @@ class SlurmPools(PoolsBlock):
     _description = "Upscale on a Slurm cluster: CPU jobs decode and encode, GPU jobs only upscale, both from zero."
 
     cpu: SlurmNodes = Field(default_factory=lambda: SlurmNodes(partition="cpu", slots=2), title="CPU pool")
-    gpu: SlurmNodes = Field(
-        default_factory=lambda: SlurmNodes(partition="gpu", gres="gpu:1", coming="keep"), title="GPU pool"
-    )
+    gpu: SlurmGpuNodes = Field(default_factory=lambda: SlurmGpuNodes(partition="gpu"), title="GPU pool")
     interface: str = Field(
         "",
         title="Network interface",
