@@ -46,6 +46,9 @@ WORKER_CONFIG: Final[dict[str, Any]] = {
 #: fraction of a second; one in the middle of a task leaves as soon as Prefect's last events are sent.
 _CLOSE_TIMEOUT: Final = 3.5
 
+#: What a worker of Dask says when it lost the scheduler.
+_SCHEDULER_GONE: Final = "worker-handle-scheduler-connection-broken"
+
 #: From malloc.h.
 _M_ARENA_MAX: Final = -8
 
@@ -91,8 +94,15 @@ class PoolWorker(Worker):
     async def close(  # type: ignore[override]
         self, timeout: float = 30, executor_wait: bool = True, nanny: bool = True, reason: str = "worker-close"
     ) -> str | None:
-        """End the worker; at once when its nanny wants it and a task still runs, because nothing can stop a thread."""
-        if not nanny and self.state.all_running_tasks:
+        """End the worker; at once when a task runs that nobody wants any more, because nothing can stop a thread.
+
+        That is so when its nanny ends it, and when the scheduler is gone.
+        """
+        if self.state.all_running_tasks and (not nanny or reason == _SCHEDULER_GONE):
+            if nanny and self.nanny:
+                with suppress(Exception):  # Otherwise it would start the worker anew.
+                    async with self.rpc(str(self.nanny)) as nanny_comm:
+                        await asyncio.wait_for(nanny_comm.close_gracefully(reason=reason), _LAST_EVENTS)
             await asyncio.get_running_loop().run_in_executor(None, _send_prefect_rest)
             os._exit(0)
         return await super().close(timeout=timeout, executor_wait=executor_wait, nanny=nanny, reason=reason)

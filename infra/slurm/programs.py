@@ -72,19 +72,19 @@ def find_programs(cache: Path | None = None) -> Programs:
         SlurmMissingError: They are neither here nor to be had.
     """
     # All from one place: clients and daemons of different releases do not talk to each other.
-    if installed := _look_in(None):
-        return installed
     cache = default_cache() if cache is None else cache
+    if installed := _look_in(None, cache):
+        return installed
     unpacked = cache / _release()
-    if found := _look_in(unpacked):
+    if found := _look_in(unpacked, cache):
         return found
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with (cache / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (found := _look_in(unpacked)):  # Another process may have been first.
+            if not (found := _look_in(unpacked, cache)):  # Another process may have been first.
                 _fetch(unpacked)
-                found = _look_in(unpacked)
+                found = _look_in(unpacked, cache)
     except OSError as error:
         raise SlurmMissingError(
             f"Slurm is not installed and could not be unpacked ({error})", _remedy("or set XDG_CACHE_HOME")
@@ -100,14 +100,18 @@ def default_cache() -> Path:
     return Path(base).expanduser() / "media-super-resolution" / "slurm"
 
 
-def _look_in(unpacked: Path | None) -> Programs | None:
+def _look_in(unpacked: Path | None, cache: Path) -> Programs | None:
     """The programs in a folder of unpacked packages and, for what was not missing there, on this machine."""
     folders: tuple[Path, ...] = ()
     plugin_folders: list[Path] = []
     if unpacked is not None:
         folders = tuple(folder for folder in (unpacked / "usr/bin", unpacked / "usr/sbin") if folder.is_dir())
         plugin_folders = sorted(unpacked.glob("usr/lib/*/slurm-wlm"))
-    path = os.pathsep.join([*map(str, folders), os.environ.get("PATH", os.defpath), *_DAEMON_FOLDERS])
+    # A process that uses a cluster of this package has the unpacked programs on its PATH: they are not this machine's.
+    own = [
+        folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if cache not in Path(folder).parents
+    ]
+    path = os.pathsep.join([*map(str, folders), *own, *_DAEMON_FOLDERS])
     # Links are not followed: Slurm's daemons look at the name they are called by.
     found = {name: Path(where) for name in _NAMES if (where := shutil.which(name, path=path))}
     if len(found) < len(_NAMES):

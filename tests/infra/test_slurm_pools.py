@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,9 @@ DESCRIPTION = SlurmDescription(
 #: How often each accident happens.
 TIMES = 5
 
+#: Seconds of the stages where an accident takes half a minute to be noticed.
+LONG = (0.3, 5.0, 0.3)
+
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[LocalSlurm]:
@@ -74,7 +77,7 @@ class Site:
     def log(self) -> Path:
         return self.folder / "log"
 
-    def pools(self, gpus: int = 2, **gpu_options: Any) -> tuple[Pool, Pool]:
+    def pools(self, gpus: int = 2, gres: str = "gpu:1", **gpu_options: Any) -> tuple[Pool, Pool]:
         """A `cpu` pool of up to two jobs and a `gpu` pool."""
 
         def worker(partition: str, **more: Any) -> SlurmWorker:
@@ -90,7 +93,7 @@ class Site:
             )
 
         cpu = Pool("cpu", slots=2, maximum=2, idle_seconds=IDLE, coming="ignore", start=worker("cpu"))
-        start = worker("gpu", gres="gpu:1", **gpu_options)
+        start = worker("gpu", gres=gres, **gpu_options)
         return cpu, Pool("gpu", maximum=gpus, idle_seconds=IDLE, coming="keep", start=start)
 
     @contextlib.contextmanager
@@ -101,10 +104,9 @@ class Site:
         eventually(lambda: not self.alive(), 10)
         assert list((self.folder / "shared").iterdir()) == []
 
-    def alive(self, pool: str = "") -> list[int]:
+    def alive(self) -> set[int]:
         """Numbers of the jobs that have not ended."""
-        prefix = f"superres-{pool}"
-        return [job.id for job in self.slurm.squeue() if job.name.startswith(prefix) and not job.ended]
+        return {job.id for job in self.slurm.squeue() if job.name.startswith("superres-") and not job.ended}
 
     def busy(self, stage: str) -> list[Note]:
         """Tasks of a stage that run now, as far as their notes tell."""
@@ -122,6 +124,12 @@ class Site:
         """Check that every stage of every chunk was finished once: nothing that was finished is done again."""
         finished = Counter((entry.stage, entry.index) for entry in notes(self.log) if entry.event == "end")
         assert finished == {(stage, index): 1 for stage in ("extract", "upscale", "encode") for index in range(chunks)}
+
+
+def gone(site: Site, tasks: Iterable[Note]) -> bool:
+    """Whether neither job nor process of these tasks is left."""
+    alive = site.alive()
+    return not any(int(entry.job) in alive or _exists(entry.process) for entry in tasks)
 
 
 def _exists(pid: int) -> bool:
@@ -282,7 +290,7 @@ class TestRefusals:
         wrong = replace(gpu, start=replace(gpu.start, **options))  # type: ignore[type-var]
         with pytest.raises(PoolError, match=words):
             check_job(wrong)
-        assert site.alive() == []
+        assert site.alive() == set()
 
     def test_jobs_that_end_at_once_fail_the_tasks(self, site: Site) -> None:
         cpu, gpu = site.pools(prologue=("exit 3",))
@@ -294,12 +302,12 @@ class Accidents:
     """Lets things happen to a run at random moments, from a thread of its own.
 
     Args:
-        happen: Does one; returns whether it did.
+        happen: Does one or several; returns how many.
         times: How often.
         chance: For the moments.
     """
 
-    def __init__(self, happen: Callable[[], bool], times: int, chance: random.Random, pause: float = 1.5) -> None:
+    def __init__(self, happen: Callable[[], int], times: int, chance: random.Random, pause: float = 1.5) -> None:
         self.count = 0
         self._happen = happen
         self._times = times
@@ -332,13 +340,13 @@ class TestAccidents:
     """Each run ends with the same result, finished work is not repeated, and nothing is left behind."""
 
     def run(
-        self, site: Site, happen: Callable[[], bool], chance: random.Random, *, chunks: int = 16, pause: float = 1.5,
+        self, site: Site, happen: Callable[[], int], chance: random.Random, *, chunks: int = 16, pause: float = 1.5,
         pools: tuple[Pool, ...] | None = None, seconds: tuple[float, float, float] = (0.5, 1.2, 0.5),
     ) -> None:  # fmt: skip
         with site.open(pools or site.pools()), Accidents(happen, TIMES, chance, pause) as accidents:
             state = flows.stream(chunks, list(seconds), str(site.log), return_state=True)
             assert state.result() == list(range(chunks))
-            assert accidents.count == TIMES, "the run was over too soon"
+            assert accidents.count >= TIMES, "the run was over too soon"
             assert set(ends(state, 3 * chunks).values()) == {"Completed"}
         site.check_all_done_once(chunks)
 
@@ -385,17 +393,17 @@ class TestAccidents:
         self.run(site, restart, chance)
 
     def test_node_daemon_killed(self, site: Site, chance: random.Random) -> None:
-        def kill() -> bool:
-            if not (busy := site.busy("upscale")):
-                return False
-            victim = chance.choice(busy)
-            site.slurm.kill_node(victim.node)
-            # Its job runs on until Slurm gives the node up; then the worker is let go of, and the node comes back.
-            eventually(lambda: int(victim.job) not in site.alive() and not _exists(victim.process), NODE_TIMEOUT + 40)
-            site.slurm.start_node(victim.node)
-            return True
+        def kill() -> int:
+            victims = {entry.node: entry for entry in site.busy("upscale")}
+            for node in victims:
+                site.slurm.kill_node(node)
+            # Jobs run on until Slurm gives the nodes up; then the workers are let go of, and the nodes come back.
+            eventually(lambda: gone(site, victims.values()), NODE_TIMEOUT + 50)
+            for node in victims:
+                site.slurm.start_node(node)
+            return len(victims)
 
-        self.run(site, kill, chance, chunks=64)
+        self.run(site, kill, chance, chunks=50, seconds=LONG, pools=site.pools(gres="gpu:2"))
 
     def test_preempted(self, site: Site, chance: random.Random) -> None:
         def preempt() -> bool:
@@ -414,9 +422,9 @@ class TestAccidents:
     def test_wall_time_over(self, site: Site, chance: random.Random) -> None:
         # Slurm counts in minutes and looks every half: five jobs meet their end between 60 and 90 s.
         cpu, gpu = site.pools(gpus=TIMES, walltime="00:01:00")
-        chunks = 100
+        chunks = 50
         with site.open((cpu, replace(gpu, maximum=TIMES))):
-            state = flows.stream(chunks, [0.1, 5.0, 0.1], str(site.log), window=15, return_state=True)
+            state = flows.stream(chunks, [0.1, 10.0, 0.1], str(site.log), window=15, return_state=True)
             assert state.result() == list(range(chunks))
             assert set(ends(state, 3 * chunks).values()) == {"Completed"}
         site.check_all_done_once(chunks)
@@ -426,8 +434,9 @@ class TestAccidents:
     @pytest.mark.skipif(not can_use_network_namespaces(), reason="this process may not make network namespaces")
     def test_node_cut_off(self, tmp_path: Path, chance: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
         programs_or_skip()
-        monkeypatch.setitem(cluster_module.SCHEDULER_CONFIG, "distributed.comm.timeouts.tcp", "5s")
+        monkeypatch.setitem(cluster_module.SCHEDULER_CONFIG, "distributed.comm.timeouts.tcp", "12s")
         monkeypatch.setenv("SUPERRES_HOME", str(tmp_path / "home"))
+        monkeypatch.delenv("PREFECT_API_URL")
         timings = Timings(node_timeout=NODE_TIMEOUT)
         with (
             LocalSlurm(DESCRIPTION, timings=timings, network=True) as slurm,
@@ -436,18 +445,18 @@ class TestAccidents:
         ):
             site = Site(slurm, tmp_path, {"host": slurm.address, "interface": "eth0"})
 
-            def cut() -> bool:
-                if not (busy := site.busy("upscale")):
-                    return False
-                victim = chance.choice(busy)
-                slurm.cut(victim.node)
-                eventually(lambda: int(victim.job) not in site.alive(), 60)
-                slurm.mend(victim.node)
+            def cut() -> int:
+                victims = {entry.node: entry for entry in site.busy("upscale")}
+                for node in victims:
+                    slurm.cut(node)
+                eventually(lambda: not site.alive() & {int(entry.job) for entry in victims.values()}, 60)
+                for node in victims:
+                    slurm.mend(node)
                 # Its processes may not outlive the loss for long, or two workers would have one GPU.
-                eventually(lambda: not _exists(victim.process), 60)
-                return True
+                eventually(lambda: gone(site, victims.values()), 60)
+                return len(victims)
 
-            self.run(site, cut, chance, chunks=70)
+            self.run(site, cut, chance, chunks=50, seconds=LONG, pools=site.pools(gres="gpu:2"))
 
     def test_a_killed_workers_chunk_starts_again_within_seconds(self, site: Site) -> None:
         with site.open(site.pools(gpus=1)):
@@ -483,7 +492,7 @@ class TestAccidents:
 
 @pytest.mark.chaos
 class TestEndOfTheFlow:
-    @pytest.mark.parametrize(("how", "seconds"), [(signal.SIGINT, 10), (signal.SIGTERM, 10), (signal.SIGKILL, 25)])
+    @pytest.mark.parametrize(("how", "seconds"), [(signal.SIGINT, 10), (signal.SIGTERM, 10), (signal.SIGKILL, 15)])
     def test_no_job_outlives_it(self, site: Site, how: signal.Signals, seconds: float) -> None:
         code = (
             "import sys, pathlib, signal\n"
