@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -38,6 +39,7 @@ def main() -> int:
         SUPERRES_HOME_CHECKOUT=str(CHECKOUT),
         PYTHONPATH=str(CHECKOUT),
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ends everything in order, as Ctrl-C does.
     running: list[subprocess.Popen[bytes]] = []
     try:
         running.append(_prefect("server", "start", "--host", "127.0.0.1", "--port", str(port)))

@@ -86,8 +86,12 @@ class PoolAdaptive(Adaptive):
 
     async def adapt(self) -> None:
         """One look: forget what is gone, then grow or shrink."""
-        await self.pooled.look_after(self.pool)
-        await super().adapt()
+        try:
+            await self.pooled.look_after(self.pool)
+            await super().adapt()
+        except Exception:
+            # Dask would stop looking after one error, and silently.
+            logger.exception("pool %s: one look failed", self.pool.name)
 
     async def target(self) -> int:
         """Workers needed now."""

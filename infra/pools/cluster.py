@@ -279,7 +279,7 @@ class PooledCluster(SpecCluster):
         self.leases.end(str(name))
         for address in [state.address for state in self.scheduler.workers.values() if state.name == name]:
             # The batch system gave the node to nobody or to somebody else; this worker only does not know it yet.
-            await self.scheduler.remove_worker(address, stimulus_id=f"lost-{time.time()}", safe=False, close=True)
+            await self.scheduler.remove_worker(address, stimulus_id=f"lost-{time.time()}", expected=False, close=True)
 
     def _give_up(self, pool: Pool) -> None:
         error = PoolError(

@@ -13,6 +13,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -23,6 +25,9 @@ from prefect.events.worker import EventsWorker
 from prefect.task_engine import run_task_async, run_task_sync
 
 from tasks.place import this_place
+
+#: Where this project's packages lie, here as on the nodes.
+_CHECKOUT: Final = Path(__file__).resolve().parents[2]
 
 #: Seconds a finished task run waits at most for its last events to leave, so that what Prefect shows is not behind
 #: what the flow knows.
@@ -50,9 +55,23 @@ class _ByNamePickler(cloudpickle.Pickler):
 def _importable_name(obj: Task[Any, Any] | Flow[Any, Any]) -> tuple[str, str]:
     module = getattr(obj.fn, "__module__", None) or ""
     name = getattr(obj.fn, "__name__", "")
-    if module != "__main__" and getattr(sys.modules.get(module), name, None) is obj:
-        return module, name
+    loaded = sys.modules.get(module)
+    if module != "__main__" and loaded is not None and getattr(loaded, name, None) is obj:
+        return _dotted_name(loaded), name
     return module, ""
+
+
+def _dotted_name(module: ModuleType) -> str:
+    """The name under which a worker can import a module.
+
+    A deployment names its flow by a path (`flows/upscale_video.py:upscale_video`); loaded from that, the module bears
+    the name of its file only.
+    """
+    try:
+        parts = Path(module.__file__ or "").resolve().relative_to(_CHECKOUT).with_suffix("").parts
+    except ValueError:
+        return module.__name__
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def _named(module: str, name: str) -> Any:

@@ -46,8 +46,8 @@ WORKER_CONFIG: Final[dict[str, Any]] = {
 #: fraction of a second; one in the middle of a task leaves as soon as Prefect's last events are sent.
 _CLOSE_TIMEOUT: Final = 3.5
 
-#: What a worker of Dask says when it lost the scheduler.
-_SCHEDULER_GONE: Final = "worker-handle-scheduler-connection-broken"
+#: Dask's words for the end of a worker that lost the scheduler, and of one that the scheduler gave up.
+_UNWANTED: Final = frozenset({"worker-handle-scheduler-connection-broken", "scheduler-remove-worker"})
 
 #: From malloc.h.
 _M_ARENA_MAX: Final = -8
@@ -96,9 +96,10 @@ class PoolWorker(Worker):
     ) -> str | None:
         """End the worker; at once when a task runs that nobody wants any more, because nothing can stop a thread.
 
-        That is so when its nanny ends it, and when the scheduler is gone.
+        That is so when its nanny ends it, when the scheduler is gone, and when the scheduler has given the task to
+        another worker.
         """
-        if self.state.all_running_tasks and (not nanny or reason == _SCHEDULER_GONE):
+        if self.state.all_running_tasks and (not nanny or reason in _UNWANTED):
             if nanny and self.nanny:
                 with suppress(Exception):  # Otherwise it would start the worker anew.
                     async with self.rpc(str(self.nanny)) as nanny_comm:

@@ -22,6 +22,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import TaskRun
 from prefect.flow_runs import FlowRun
+from prefect.flows import load_flow_from_entrypoint
 from prefect.futures import as_completed, wait
 from prefect.runtime import flow_run as this_flow_run
 
@@ -105,6 +106,14 @@ class TestRouting:
         results = counts()
         assert len({pid for pid, _ in results}) == 1
         assert [count for _, count in results] == [results[0][1] + step for step in range(3)]
+
+
+    def test_a_flow_that_a_deployment_loads_from_its_path(self, pools: PooledCluster) -> None:
+        # As a Prefect worker does: the module then bears the name of its file, under which no pool worker knows it.
+        path = Path(sample.__file__)
+        loaded = load_flow_from_entrypoint(f"{path}:stream")
+        assert loaded is not sample.stream
+        assert loaded(2) == [0, 1]
 
 
 class TestOrder:
