@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from blocks.stages import CPU_IMPORTS, GPU_IMPORTS
 from infra.pools import Pool, SlurmWorker, local_pools, open_pools
 from infra.pools.pool import ENGINE, common_host
-from infra.pools.slurm import home_of_logs, slurm_environment
+from infra.pools.slurm import NODE_DIRECTORY, home_of_logs, slurm_environment
 from infra.prefect_server import default_home
 from tasks.errors import SettingsError
 
@@ -89,7 +89,11 @@ class SlurmNodes(BaseModel):
 
     partition: str = Field(title="Partition")
     cores: int = Field(4, ge=1, title="Cores", description="CPUs of one job.")
-    memory: str = Field("8GB", title="Memory", description="Of one job; empty where the site does not schedule memory.")
+    memory: str = Field(
+        "8GB",
+        title="Memory",
+        description="Of one job; 0 for the node's, empty where the site does not schedule memory.",
+    )
     gres: str = Field("", title="GRES", description="Generic resources of one job, such as `gpu:1`.")
     walltime: str = Field("08:00:00", title="Wall time", description="Longest time of one job, HH:MM:SS or D-HH:MM:SS.")
     minimum: int = Field(0, ge=0, title="Minimum", description="Jobs that always run while the pools are open.")
@@ -141,7 +145,7 @@ class SlurmPools(PoolsBlock):
     )
     log_directory: str = Field("", title="Log folder", description="Where jobs write their logs; also shared.")
     local_directory: str = Field(
-        "${TMPDIR:-/tmp}", title="Folder on the node", description="For small files of the worker; never on Lustre."
+        NODE_DIRECTORY, title="Folder on the node", description="For small files of the worker; never on Lustre."
     )
     account: str = Field("", title="Account", description="That is charged; empty for the user's default.")
     prologue: list[str] = Field([], title="Prologue", description="Shell lines that run before a worker starts.")
@@ -212,6 +216,13 @@ def load_pools(name: str) -> PoolsBlock:
                 found = block.load(document)
             except (ValueError, ObjectNotFound):
                 continue
+            except (
+                RuntimeError
+            ) as error:  # Prefect's word for values that its rules refuse, for instance edited elsewhere.
+                reason = " ".join(str(error.__cause__ or error).split())
+                raise SettingsError(
+                    f"the block {block._block_type_slug}/{document} is wrong: {reason}", "Edit it"
+                ) from error
             assert isinstance(found, PoolsBlock)
             return found
     if name == "slurm":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -25,18 +26,33 @@ def read_pools(path: Path) -> dict[str, PoolsBlock]:
     """
     try:
         tables = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # Neither is a file that is not UTF-8.
         raise SettingsError(f"{path} cannot be read as TOML ({error})", "Correct it") from error
     kinds: dict[str, type[PoolsBlock]] = {kind.get_block_type_slug(): kind for kind in (SlurmPools, LocalPools)}
     blocks: dict[str, PoolsBlock] = {}
     for slug, entries in tables.items():
         if slug not in kinds:
             raise SettingsError(f"{path}: there are no blocks called {slug!r}", f"Use {' or '.join(kinds)}")
-        for name, values in entries.items():
-            try:
-                blocks[name] = kinds[slug].model_validate(values)
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(map(str, (slug, name, *first["loc"])))
-                raise SettingsError(f"{path}: {where}: {first['msg']}", "Correct it") from error
+        for name, values in _table(path, slug, entries).items():
+            if name in blocks:
+                raise SettingsError(f"{path}: two blocks are called {name!r}", "Give each a name of its own")
+            blocks[name] = _block(path, kinds[slug], f"{slug}.{name}", values)
     return blocks
+
+
+def _block(path: Path, kind: type[PoolsBlock], where: str, values: Any) -> PoolsBlock:
+    # A block takes any key: those that mean nothing are found here.
+    for key in _table(path, where, values).keys() - kind.model_fields.keys():
+        raise SettingsError(f"{path}: {where}.{key}: there is no such setting", "Correct it")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, (where, *first["loc"])))
+        raise SettingsError(f"{path}: {place}: {first['msg']}", "Correct it") from error
+
+
+def _table(path: Path, where: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise SettingsError(f"{path}: {where}: is no table", f"Begin one with [{where}...]")
+    return value

@@ -127,11 +127,25 @@ class PooledCluster(SpecCluster):
         self._status = StatusFile(status_folder)
         self.leases = Leases()
         self.dispatcher = Dispatcher(self.pools)
+        host = common_host(self.pools.values())
+        try:
+            self._open(host, credentials, dashboard)
+        except RuntimeError as error:
+            self._files.close()
+            raise PoolError(
+                f"the scheduler of the pools cannot start on {host} ({error.__cause__ or error})",
+                "Correct the interface or the address of this machine in the settings of the pools",
+            ) from error
+        self.sync(self._begin_scaling, warm)
+
+    # Start and end
+
+    def _open(self, host: str, credentials: Security | None, dashboard: bool) -> None:
         super().__init__(
             scheduler={
                 "cls": Scheduler,
                 "options": {
-                    "host": common_host(self.pools.values()),
+                    "host": host,
                     "port": 0,
                     "protocol": "tls" if credentials else "tcp",
                     "security": credentials,
@@ -144,9 +158,6 @@ class PooledCluster(SpecCluster):
             security=credentials,
             name="superres",
         )
-        self.sync(self._begin_scaling, warm)
-
-    # Start and end
 
     async def _start(self) -> None:
         # Worker processes are started by threads of this event loop and inherit its signal mask: blocked, a Ctrl-C

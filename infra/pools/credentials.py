@@ -98,6 +98,8 @@ def credential_files(security: Security, directory: Path) -> Iterator[Security]:
 
 def _remove_leftovers(directory: Path) -> None:
     for folder in directory.glob(f"{_PREFIX}{socket.gethostname()}-*"):
-        process = folder.name.rsplit("-", 2)[1]
+        owner, process, _ = folder.name.rsplit("-", 2)
+        if owner != f"{_PREFIX}{socket.gethostname()}":
+            continue  # Of a machine whose name begins like this one's.
         if process.isdigit() and not Path("/proc", process).exists():
             shutil.rmtree(folder, ignore_errors=True)

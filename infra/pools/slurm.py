@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Collection, Mapping
@@ -11,12 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from infra.pools.pool import ENGINE, Pool
+from tasks.errors import SettingsError
 
 if TYPE_CHECKING:
     from distributed.security import Security
 
 #: What every job of this project is called, with the name of its pool behind it.
 JOB_NAME: Final = "superres-"
+
+
+#: Where a worker keeps its own small files on its node.
+NODE_DIRECTORY: Final = "${TMPDIR:-/tmp}"
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,8 @@ class SlurmWorker:
         log_directory: Folder for the log of each job.
         partition: Partition the job is sent to.
         cores: CPUs of the job.
-        memory: Memory of the job, such as `16GB`; empty where the site does not schedule memory.
+        memory: Memory of the job, such as `16GB`, a number alone for megabytes, 0 for all of the node; empty where the
+            site does not schedule memory.
         gres: Generic resources, such as `gpu:1`; empty for none.
         walltime: Longest time of the job, `D-HH:MM:SS` or `HH:MM:SS`. What a worker computes at its end is repeated.
         account: Account that is charged; empty for the user's default.
@@ -54,7 +61,7 @@ class SlurmWorker:
     account: str = ""
     interface: str = ""
     host: str = ""
-    local_directory: str = "${TMPDIR:-/tmp}"
+    local_directory: str = NODE_DIRECTORY
     prologue: tuple[str, ...] = ()
     directives: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
@@ -90,13 +97,23 @@ class SlurmWorker:
         """Keywords of dask-jobqueue's `SLURMJob`. Every one is given, so that no `jobqueue.yaml` changes a job."""
         log = self.log_path(pool)
         environment = {**self.env, "SUPERRES_WORKER_LOG": log.replace("%j", "${SLURM_JOB_ID}")}
-        directives = [f"--output={log}", "--open-mode=append"]
+        directives = [f"--output={shlex.quote(log)}", "--open-mode=append"]
         # A requeued job would take the name of a worker that was replaced long ago.
         directives += ["--no-requeue", *([f"--gres={self.gres}"] if self.gres else []), *self.directives]
         # Output goes where `log` says; the others are left out where they are empty.
         skipped = ["#SBATCH -e ", "#SBATCH -o "]
         skipped += [*([] if self.memory else ["--mem="]), *([] if self.account else ["#SBATCH -A "])]
         worker = ["--pool", pool.name, "--imports", ",".join(self.imports)]
+        # Not through dask-jobqueue, which would not quote a folder with a space in its name.
+        worker += [
+            *(["--interface", self.interface] if self.interface else []),
+            "--protocol",
+            "tls" if security else "tcp",
+        ]
+        if security is not None:
+            for part, path in security.get_tls_config_for_role("worker").items():
+                if part != "ciphers":
+                    worker += [f"--tls-{part.replace('_', '-')}", shlex.quote(path)]
         return {
             "pool": pool.name,
             "log": log,
@@ -107,14 +124,15 @@ class SlurmWorker:
             "walltime": self.walltime,
             "cores": pool.slots,  # Dask's threads; what Slurm reserves is `job_cpu`.
             "job_cpu": self.cores,
-            "memory": self.memory or "1GB",
+            "memory": "1GB",  # Dask's limit, which nobody reads; what Slurm reserves is `job_mem`.
+            "job_mem": slurm_memory(self.memory) or "0",
             "processes": 1,
             "nanny": True,
-            "interface": self.interface,
-            "protocol": "tls" if security else "tcp",
-            "security": security,
+            "interface": "",
+            "protocol": None,
+            "security": None,
             "death_timeout": self.death_timeout,
-            "local_directory": self.local_directory,
+            "local_directory": _quoted(self.local_directory or NODE_DIRECTORY),
             "log_directory": str(self.log_directory),
             "shebang": "#!/bin/bash",
             # The batch script's process becomes the worker's: a signal of Slurm's reaches it without a shell between.
@@ -134,6 +152,18 @@ class SlurmWorker:
         from infra.pools.slurm_job import watch
 
         await watch(workers, urgent)
+
+
+def slurm_memory(text: str) -> str:
+    """An amount of memory as `sbatch --mem` takes it: `16GB` and `16GiB` are Slurm's `16G`.
+
+    Raises:
+        SettingsError: It is none.
+    """
+    parts = re.fullmatch(r"(\d+)\s*([KMGT]?)(i?B)?", text.strip(), re.IGNORECASE)
+    if text.strip() and parts is None:
+        raise SettingsError(f"{text!r} is no amount of memory", "Write it as 16GB or 4000MB, or leave it empty")
+    return f"{parts[1]}{parts[2].upper()}" if parts else ""
 
 
 def slurm_environment(cores: int, *, inference: bool) -> dict[str, str]:

@@ -201,7 +201,12 @@ def check_job(pool: Pool) -> None:
     start: SlurmWorker = pool.start  # type: ignore[assignment]
     if shutil.which("sbatch") is None:
         raise PoolError("Slurm's sbatch is not on the PATH", "Run on a login or head node, or use --pools local")
-    job = SlurmJob("tls://127.0.0.1:0", name=pool.worker_name(0), **start.job_options(pool, None))
+    try:
+        job = SlurmJob("tls://127.0.0.1:0", name=pool.worker_name(0), **start.job_options(pool, None))
+    except OSError as error:
+        raise PoolError(
+            f"cannot make the folder for logs {start.log_directory} ({error.strerror})", "Name another log folder"
+        ) from error
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "job.sh"
         script.write_text(job.job_script())

@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,7 +52,8 @@ class StatusFile:
 
     def remove(self) -> None:
         """The cluster is closed."""
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
 
 def open_clusters(folder: Path | None = None) -> list[dict[str, Any]]:
@@ -60,10 +62,11 @@ def open_clusters(folder: Path | None = None) -> list[dict[str, Any]]:
     for path in sorted((folder or status_folder()).glob("*.json")):
         try:
             record = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue
-        if record["host"] == socket.gethostname() and not Path("/proc", str(record["process"])).exists():
-            path.unlink(missing_ok=True)
-            continue
+            is_over = record["host"] == socket.gethostname() and not Path("/proc", str(record["process"])).exists()
+            if is_over:
+                path.unlink(missing_ok=True)
+                continue
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # Not readable, or not a file of this project.
         records.append(record)
     return records

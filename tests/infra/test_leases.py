@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -68,7 +69,7 @@ class TestNodeSeconds:
         ended(leases, "gpu", "gpu-0", 220.0, None)
         ended(leases, "gpu", "gpu-1", 0.0, 1000.0)
         borders = (0.0, 100.0, 130.5, 200.0, 210.0, 500.0)
-        parts = [leases.node_seconds(*pair)["gpu"] for pair in zip(borders, borders[1:], strict=False)]
+        parts = [leases.node_seconds(*pair)["gpu"] for pair in pairwise(borders)]
         assert sum(parts) == leases.node_seconds(borders[0], borders[-1])["gpu"] == 880.0
 
     def test_until_now_by_default(self) -> None:
