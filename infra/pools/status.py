@@ -62,7 +62,8 @@ def open_clusters(folder: Path | None = None) -> list[dict[str, Any]]:
     for path in sorted((folder or status_folder()).glob("*.json")):
         try:
             record = json.loads(path.read_text())
-            is_over = record["host"] == socket.gethostname() and not Path("/proc", str(record["process"])).exists()
+            is_alive = Path("/proc", str(record["process"])).exists()
+            is_over = record["host"] == socket.gethostname() and not is_alive
             if is_over:
                 path.unlink(missing_ok=True)
                 continue
