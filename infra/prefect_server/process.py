@@ -149,6 +149,7 @@ def serve(settings: dict[str, Any]) -> None:
                 os.write(settings["ready"], b"1")
                 os.close(settings["ready"])
 
+    lock_from_the_start()
     app = create_app(ephemeral=not settings["ui"], final=True)
     server = Server(
         uvicorn.Config(
@@ -161,6 +162,23 @@ def serve(settings: dict[str, Any]) -> None:
     )
     threading.Thread(target=_end_with_user, args=(server,), daemon=True).start()
     server.run([socket.socket(fileno=settings["listener"])])
+
+
+def lock_from_the_start() -> None:
+    """Have every transaction wait for SQLite's write lock when it begins.
+
+    Prefect lets most of them begin as readers. One that then writes while another has written in between is told
+    "database is locked" at once, whatever the timeout; the server answers 503, and a worker waits two seconds before it
+    asks again, with an idle GPU.
+    """
+    from prefect.server.database.configurations import AioSqliteConfiguration
+
+    begin = AioSqliteConfiguration.begin_transaction
+
+    def begin_locked(self: Any, session: Any, with_for_update: bool = False) -> Any:
+        return begin(self, session, with_for_update=True)
+
+    AioSqliteConfiguration.begin_transaction = begin_locked  # type: ignore[method-assign]
 
 
 def _end_with_user(server: Any) -> None:
