@@ -148,7 +148,7 @@ def upscale_video(source: str, destination: str, options: UpscaleOptions = Upsca
     for index, reason in job.carried.left_out.items():
         logger.warning("stream %d is left out: %s", index, reason)
     cluster = cluster_of_flow_run()
-    window = window_chunks(cluster.pools["gpu"].maximum * cluster.pools["gpu"].slots)
+    window = window_chunks(*(cluster.pools[name].maximum * cluster.pools[name].slots for name in ("gpu", "cpu")))
     check_space(checked, window)
     with own_job(job.folder, fresh=options.fresh):
         path = str(save_plan(job))

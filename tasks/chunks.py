@@ -29,14 +29,14 @@ _CHUNK_VIDEO_SECONDS: Final = 60.0
 _FEWEST_CHUNKS: Final = 4
 
 
-def window_chunks(gpu_slots: int = 1) -> int:
+def window_chunks(gpu_slots: int = 1, cpu_slots: int = 2) -> int:
     """Chunks that may be between "submitted" and "encoded" at one time: bounds scratch and memory.
 
     Args:
-        gpu_slots: Chunks that can be on GPUs at one time: each has the next one ready behind it. Three more are being
-            decoded and encoded.
+        gpu_slots: Chunks that can be on GPUs at one time; each has the next one ready behind it.
+        cpu_slots: Chunks that can be decoded or encoded at one time: a light model waits for encoders otherwise.
     """
-    return 2 * gpu_slots + 3
+    return 2 * gpu_slots + cpu_slots + 1
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,6 @@ class TestRouting:
         assert len({pid for pid, _ in results}) == 1
         assert [count for _, count in results] == [results[0][1] + step for step in range(3)]
 
-
     def test_a_flow_that_a_deployment_loads_from_its_path(self, pools: PooledCluster) -> None:
         # As a Prefect worker does: the module then bears the name of its file, under which no pool worker knows it.
         path = Path(sample.__file__)
