@@ -373,7 +373,7 @@ def main() -> None:
     for number in range(given.repeat):
         if given.repeat == 1:
             how = {"local": given.local, "cold": given.cold}
-            window = given.window or window_chunks(given.gpus)
+            window = given.window or window_chunks(given.gpus, 2 * given.cpu_workers)
             results.append(measure(given.chunks, given.gpus, tuple(given.seconds), given.cpu_workers, window, **how))
         else:  # Each in a process of its own, so that nothing is warm and its memory is its own.
             command = [sys.executable, "-m", MODULE, *sys.argv[1:], "--json", "--repeat", "1"]

@@ -56,7 +56,7 @@ _STAGE_NAMES = ("extract", "upscale", "encode")
 
 @dataclass(frozen=True)
 class Costs:
-    """What one task run costs beside its work.
+    """What one task run costs beside its work; the defaults are what `pool_overhead` and `prefect` showed on two cores.
 
     Attributes:
         gap: Seconds from the end of a task's work to the start of the next task's in the same slot, with nobody else
@@ -65,9 +65,9 @@ class Costs:
         server_cpu: The same of the Prefect server's process.
     """
 
-    gap: float = 0.03
-    flow_cpu: float = 0.008
-    server_cpu: float = 0.008
+    gap: float = 0.04
+    flow_cpu: float = 0.005
+    server_cpu: float = 0.004
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def simulate(
         window: Chunks in work at one time; the flow's rule by default.
         interval: Seconds between two looks at the demand.
     """
-    window = window or window_chunks(gpu.maximum * gpu.slots)
+    window = window or window_chunks(gpu.maximum * gpu.slots, cpu.maximum * cpu.slots)
     pools = (_Workers(cpu), _Workers(gpu))
     events: list[tuple[float, int, Callable[[], None]]] = []
     serial = count()
@@ -294,12 +294,18 @@ def with_jitter(job: Job, share: float = 0.1) -> list[tuple[float, float, float]
 
 
 def slots_for(job: Job, gpus: int, costs: Costs, best: float) -> int:
-    """Fewest slots of the `cpu` pool, in steps of a twentieth, with which GPUs work as much as with enough."""
-    need = gpus * (job.seconds[_EXTRACT] + job.seconds[_ENCODE] + 2 * costs.gap) / (job.seconds[_UPSCALE] + costs.gap)
-    slots = max(1, math.floor(need * 0.6))
-    while _busy(job, gpus, slots, costs) < 0.99 * best and slots < 4 * need + 8:
+    """Fewest slots of the `cpu` pool, in steps of a twentieth, with which GPUs work as much as with plenty."""
+    need = slots_by_rate(job, gpus, costs)
+    slots = max(1, math.floor(need * 0.8))
+    while _busy(job, gpus, slots, costs) < 0.99 * best:
         slots += max(1, slots // 20)
     return slots
+
+
+def slots_by_rate(job: Job, gpus: int, costs: Costs) -> float:
+    """Slots of the `cpu` pool that decode and encode as fast as all GPUs upscale."""
+    around = job.seconds[_EXTRACT] + job.seconds[_ENCODE] + 2 * costs.gap
+    return gpus * around / (job.seconds[_UPSCALE] + costs.gap)
 
 
 def _busy(job: Job, gpus: int, slots: int, costs: Costs, window: int | None = None) -> float:
@@ -315,9 +321,7 @@ def simulate_features(costs: Costs, decode: float, encode: float, start_seconds:
             job = feature(model, *size, decode, encode)
             for gpus in (1, 8, 32, 128):
                 seconds = with_jitter(job)
-                # As many slots as chunks in work: nothing waits for the cpu pool, only for the window.
-                enough = window_chunks(gpus)
-                best = _busy(job, gpus, enough, costs)
+                best = _busy(job, gpus, math.ceil(2 * slots_by_rate(job, gpus, costs)) + 2, costs)
                 slots = slots_for(job, gpus, costs, best)
                 outcome = simulate(
                     seconds,
@@ -325,18 +329,15 @@ def simulate_features(costs: Costs, decode: float, encode: float, start_seconds:
                     SimulatedPool(gpus, start_seconds=start_seconds, keeps_coming=True),
                     costs,
                 )
-                wide = window_chunks(gpus) + math.ceil(
-                    gpus * (job.seconds[_EXTRACT] + job.seconds[_ENCODE]) / job.seconds[_UPSCALE]
-                )
                 rows.append(
                     {
                         "job": job.name, "frames_per_chunk": job.frames, "chunks": job.chunks, "seconds": job.seconds,
-                        "gpus": gpus, "window": window_chunks(gpus), "cpu_slots": slots,
+                        "gpus": gpus, "window": window_chunks(gpus, slots), "cpu_slots": slots,
                         "hours": outcome.makespan / 3600,
                         "ideal_hours": math.ceil(job.chunks / gpus) * job.seconds[_UPSCALE] / 3600,
                         "gpu_busy": outcome.gpu_busy, "gpu_hours": outcome.gpu_seconds / 3600,
                         "flow_busy": outcome.flow_busy, "server_busy": outcome.server_busy,
-                        "gpu_busy_wide_window": _busy(job, gpus, wide, costs, wide),
+                        "gpu_busy_cpu_halved": _busy(job, gpus, max(1, slots // 2), costs),
                     }
                 )  # fmt: skip
     return rows
@@ -345,7 +346,7 @@ def simulate_features(costs: Costs, decode: float, encode: float, start_seconds:
 def show_features(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| job | frames/chunk | chunks | extract, upscale, encode s | GPUs | cpu slots | hours | ideal | GPUs busy |"
-        " with a wider window | flow | server |",
+        " with half the cpu slots | flow | server |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -353,7 +354,7 @@ def show_features(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {row['job']} | {row['frames_per_chunk']} | {row['chunks']} | {stages} | {row['gpus']} |"
             f" {row['cpu_slots']} | {row['hours']:.2f} | {row['ideal_hours']:.2f} | {100 * row['gpu_busy']:.0f} % |"
-            f" {100 * row['gpu_busy_wide_window']:.0f} % | {100 * row['flow_busy']:.0f} % |"
+            f" {100 * row['gpu_busy_cpu_halved']:.0f} % | {100 * row['flow_busy']:.0f} % |"
             f" {100 * row['server_busy']:.0f} % |"
         )
     return "\n".join(lines)
@@ -537,7 +538,7 @@ def scheduler_alone(chunks: int, gpus: int, cpu_workers: int, hosts: int) -> dic
         memory = peak_megabytes(os.getpid())
         client = stack.enter_context(cluster.get_client())
         run = SimpleNamespace(client=client, dispatcher=cluster.dispatcher, settled=queue.SimpleQueue())
-        window, waiting, running = window_chunks(gpus), deque(range(chunks)), 0
+        window, waiting, running = window_chunks(gpus, 2 * cpu_workers), deque(range(chunks)), 0
         before, began = time.process_time(), time.monotonic()
         while waiting or running:
             while waiting and running < window:
@@ -619,7 +620,7 @@ def main() -> None:
     command = commands.add_parser("prefect", parents=[common])
     command.add_argument("--sizes", type=int, nargs="+", default=[100, 300, 1000])
     command.add_argument("--gpus", type=int, default=2)
-    command.add_argument("--window", type=int, default=window_chunks(128))
+    command.add_argument("--window", type=int, default=window_chunks(128, 96))
     command.add_argument("--to", type=int, default=10_000)
     command = commands.add_parser("scheduler", parents=[common])
     command.add_argument("--chunks", type=int, default=10_000)

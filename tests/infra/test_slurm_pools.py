@@ -120,10 +120,19 @@ class Site:
         alive = {str(number) for number in self.alive()}
         return [entry for entry in running.values() if entry.job in alive and _exists(entry.process)]
 
-    def check_all_done_once(self, chunks: int) -> None:
-        """Check that every stage of every chunk was finished once: nothing that was finished is done again."""
+    def check_all_done_once(self, chunks: int, in_flight: int = 0) -> None:
+        """Check that every stage of every chunk was finished, and not again.
+
+        Args:
+            chunks: How many.
+            in_flight: Tasks that were under way when a worker was lost. A task ends a moment after its work, when Prefect
+                has been told; one that loses its worker in this moment is done again.
+        """
         finished = Counter((entry.stage, entry.index) for entry in notes(self.log) if entry.event == "end")
-        assert finished == {(stage, index): 1 for stage in ("extract", "upscale", "encode") for index in range(chunks)}
+        assert set(finished) == {
+            (stage, index) for stage in ("extract", "upscale", "encode") for index in range(chunks)
+        }
+        assert sum(finished.values()) - len(finished) <= in_flight, finished
 
 
 def gone(site: Site, tasks: Iterable[Note]) -> bool:
@@ -348,7 +357,8 @@ class TestAccidents:
             assert state.result() == list(range(chunks))
             assert accidents.count >= TIMES, "the run was over too soon"
             assert set(ends(state, 3 * chunks).values()) == {"Completed"}
-        site.check_all_done_once(chunks)
+        # Each accident hits at most the two jobs of one pool, with two slots each.
+        site.check_all_done_once(chunks, in_flight=4 * accidents.count)
 
     @pytest.mark.parametrize("stage", ["extract", "upscale", "encode"])
     def test_job_cancelled(self, site: Site, chance: random.Random, stage: str) -> None:
@@ -427,7 +437,7 @@ class TestAccidents:
             state = flows.stream(chunks, [0.1, 10.0, 0.1], str(site.log), window=15, return_state=True)
             assert state.result() == list(range(chunks))
             assert set(ends(state, 3 * chunks).values()) == {"Completed"}
-        site.check_all_done_once(chunks)
+        site.check_all_done_once(chunks, in_flight=TIMES)
         ended = [job for job in site.slurm.squeue() if (job.partition, job.state) == ("gpu", "TIMEOUT")]
         assert len(ended) >= TIMES
 
@@ -459,7 +469,8 @@ class TestAccidents:
             self.run(site, cut, chance, chunks=50, seconds=LONG, pools=site.pools(gres="gpu:2"))
 
     def test_a_killed_workers_chunk_starts_again_within_seconds(self, site: Site) -> None:
-        with site.open(site.pools(gpus=1)):
+        cpu, gpu = site.pools(gpus=1)
+        with site.open((cpu, replace(gpu, maximum_losses=TIMES + 1))):  # All of them may hit one chunk.
             thread_log = site.log
 
             def kill() -> bool:
