@@ -125,8 +125,8 @@ class Site:
 
         Args:
             chunks: How many.
-            in_flight: Tasks that were under way when a worker was lost. A task ends a moment after its work, when Prefect
-                has been told; one that loses its worker in this moment is done again.
+            in_flight: Tasks that were under way when a worker was lost. A task ends a moment after its work, when
+                Prefect has been told; one that loses its worker in this moment is done again.
         """
         finished = Counter((entry.stage, entry.index) for entry in notes(self.log) if entry.event == "end")
         assert set(finished) == {
