@@ -313,12 +313,14 @@ def _busy(job: Job, gpus: int, slots: int, costs: Costs, window: int | None = No
     return simulate(with_jitter(job), cpu, gpu, costs, window=window).gpu_busy
 
 
-def simulate_features(costs: Costs, decode: float, encode: float, start_seconds: float) -> list[dict[str, Any]]:
+def simulate_features(
+    costs: Costs, decode: float, encode: float, start_seconds: float, flops: float
+) -> list[dict[str, Any]]:
     """All jobs on all numbers of GPUs."""
     rows = []
     for model in ("realesr-general-x4v3", "RealESRGAN_x4plus"):
         for size in ((960, 540), (1920, 1080)):
-            job = feature(model, *size, decode, encode)
+            job = feature(model, *size, decode, encode, flops)
             for gpus in (1, 8, 32, 128):
                 seconds = with_jitter(job)
                 best = _busy(job, gpus, math.ceil(2 * slots_by_rate(job, gpus, costs)) + 2, costs)
@@ -614,8 +616,9 @@ def main() -> None:
         costs.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(Costs, name))
     command = commands.add_parser("simulate", parents=[common, costs])
     command.add_argument("--decode", type=float, default=200.0, help="million source pixels per second and slot")
-    command.add_argument("--encode", type=float, default=60.0, help="million target pixels per second and slot")
+    command.add_argument("--encode", type=float, default=40.0, help="million target pixels per second and slot")
     command.add_argument("--start-seconds", type=float, default=30.0, help="until a worker that was asked for is there")
+    command.add_argument("--planned-for", type=float, default=GPU_FLOPS, help="FLOP/s for which chunks are sized")
     commands.add_parser("validate", parents=[common, costs])
     command = commands.add_parser("prefect", parents=[common])
     command.add_argument("--sizes", type=int, nargs="+", default=[100, 300, 1000])
@@ -645,7 +648,7 @@ def main() -> None:
     if given.command in ("simulate", "validate"):
         cost = Costs(given.gap, given.flow_cpu, given.server_cpu)
     if given.command == "simulate":
-        result = simulate_features(cost, given.decode, given.encode, given.start_seconds)
+        result = simulate_features(cost, given.decode, given.encode, given.start_seconds, given.planned_for)
         text = show_features(result)
     elif given.command == "validate":
         cases = [(24, 4, (0.5, 8.0, 1.0), 2), (48, 4, (0.5, 2.0, 1.0), 1), (32, 4, (1.0, 1.0, 2.5), 2)]
