@@ -332,4 +332,7 @@ def _show_workers(reports: list[StageReport], picture: str) -> None:
             description="Who worked on which chunk, and for how long",
         )
     if picture and reports:
-        Path(picture).write_text(draw_timeline(reports))
+        try:
+            Path(picture).write_text(draw_timeline(reports))
+        except OSError as error:  # The result is published already.
+            get_run_logger().warning("the timeline %s cannot be written: %s", picture, error.strerror)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from collections.abc import Iterator
+from random import Random
 
 import pytest
 
@@ -22,3 +25,11 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect-home")))
         with ensure_api(home=tmp_path_factory.mktemp("prefect-server")) as api:
             yield api
+
+
+@pytest.fixture
+def chance() -> Random:
+    """A source of chance; shows its seed when the test fails."""
+    seed = int(os.environ.get("CHAOS_SEED") or time.time_ns())
+    print(f"CHAOS_SEED={seed}")
+    return Random(seed)

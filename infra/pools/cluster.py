@@ -131,6 +131,7 @@ class PooledCluster(SpecCluster):
         try:
             self._open(host, credentials, dashboard)
         except RuntimeError as error:
+            self.dispatcher.close()
             self._files.close()
             raise PoolError(
                 f"the scheduler of the pools cannot start on {host} ({error.__cause__ or error})",

@@ -212,8 +212,7 @@ def local_pools(
         idle_seconds=idle_seconds,
         start=LocalWorker(
             # Beside a GPU the cores feed the device: an equal share for each worker.
-            # One malloc arena: in others glibc cannot keep large freed blocks, and inference pays page faults.
-            env={**thread_settings(max(1, cores // max(1, len(devices)))), "MALLOC_ARENA_MAX": "1"},
+            env=inference_settings(max(1, cores // max(1, len(devices)))),
             devices=devices,
             imports=(*ENGINE, *gpu_imports),
         ),
@@ -245,6 +244,12 @@ def thread_settings(count: int) -> dict[str, str]:
     """Environment in which numerical libraries use `count` threads."""
     # OMP_WAIT_POLICY: GNU OpenMP otherwise spins between parallel regions and takes the cores that ffmpeg could use.
     return {**dict.fromkeys(_THREAD_VARIABLES, str(count)), "OMP_WAIT_POLICY": "passive"}
+
+
+def inference_settings(threads: int) -> dict[str, str]:
+    """Environment in which torch computes with this many threads."""
+    # One malloc arena: in others glibc cannot keep large freed blocks, and inference pays page faults.
+    return {**thread_settings(threads), "MALLOC_ARENA_MAX": "1"}
 
 
 def common_host(pools: Iterable[Pool]) -> str:

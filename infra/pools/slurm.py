@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from infra.pools.pool import ENGINE, Pool
+from infra.pools.pool import ENGINE, Pool, inference_settings, thread_settings
 from tasks.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 #: What every job of this project is called, with the name of its pool behind it.
 JOB_NAME: Final = "superres-"
-
 
 #: Where a worker keeps its own small files on its node.
 NODE_DIRECTORY: Final = "${TMPDIR:-/tmp}"
@@ -100,9 +99,10 @@ class SlurmWorker:
         directives = [f"--output={shlex.quote(log)}", "--open-mode=append"]
         # A requeued job would take the name of a worker that was replaced long ago.
         directives += ["--no-requeue", *([f"--gres={self.gres}"] if self.gres else []), *self.directives]
+        memory = slurm_memory(self.memory)
         # Output goes where `log` says; the others are left out where they are empty.
         skipped = ["#SBATCH -e ", "#SBATCH -o "]
-        skipped += [*([] if self.memory else ["--mem="]), *([] if self.account else ["#SBATCH -A "])]
+        skipped += [*([] if memory else ["--mem="]), *([] if self.account else ["#SBATCH -A "])]
         worker = ["--pool", pool.name, "--imports", ",".join(self.imports)]
         # Not through dask-jobqueue, which would not quote a folder with a space in its name.
         worker += [
@@ -125,7 +125,7 @@ class SlurmWorker:
             "cores": pool.slots,  # Dask's threads; what Slurm reserves is `job_cpu`.
             "job_cpu": self.cores,
             "memory": "1GB",  # Dask's limit, which nobody reads; what Slurm reserves is `job_mem`.
-            "job_mem": slurm_memory(self.memory) or "0",
+            "job_mem": memory or "0",
             "processes": 1,
             "nanny": True,
             "interface": "",
@@ -173,11 +173,7 @@ def slurm_environment(cores: int, *, inference: bool) -> dict[str, str]:
         cores: CPUs of the job.
         inference: Whether its tasks compute with torch, which then takes all cores; ffmpeg is told its threads itself.
     """
-    from infra.pools.pool import thread_settings
-
-    if not inference:
-        return thread_settings(1)
-    return {**thread_settings(cores), "MALLOC_ARENA_MAX": "1"}
+    return inference_settings(cores) if inference else thread_settings(1)
 
 
 def _quoted(value: str) -> str:

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -29,15 +28,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_import_lock = threading.Lock()
-with _import_lock:
-    # dask-jobqueue 0.9.0 takes SIGINT for itself when it is imported, and can be imported in the main thread only
-    # (dask/dask-jobqueue#667). Pools are opened in a thread, and Ctrl-C is this project's own business.
-    _signal, signal.signal = signal.signal, lambda *_: None
-    try:
-        from dask_jobqueue.slurm import SLURMJob
-    finally:
-        signal.signal = _signal
+# dask-jobqueue 0.9.0 takes SIGINT for itself when it is imported, and can be imported in the main thread only
+# (dask/dask-jobqueue#667). Pools are opened in a thread, and Ctrl-C is this project's own business.
+_signal, signal.signal = signal.signal, lambda *_: None
+try:
+    from dask_jobqueue.slurm import SLURMJob
+finally:
+    signal.signal = _signal
 
 #: Seconds between two questions to Slurm while nothing is amiss: its controller answers for the whole site.
 _ASK_SECONDS: Final = 5.0

@@ -466,6 +466,7 @@ class TestMemory:
         ("memory", "directives"),
         [
             ("", [set()]),
+            ("  ", [set()]),
             ("8GB", [{"#SBATCH --mem=8G"}]),
             ("512MiB", [{"#SBATCH --mem=512M"}]),
             ("0", [{"#SBATCH --mem=0"}]),

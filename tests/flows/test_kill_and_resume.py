@@ -40,14 +40,6 @@ _PROMPT: Final = 10.0
 POOLS: Final = {"extract": "cpu", "upscale": "gpu", "encode": "cpu"}
 
 
-@pytest.fixture
-def chance() -> Random:
-    """A source of chance; shows its seed when the test fails."""
-    seed = int(os.environ.get("CHAOS_SEED") or time.time_ns())
-    print(f"CHAOS_SEED={seed}")
-    return Random(seed)
-
-
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The film that all jobs here upscale."""

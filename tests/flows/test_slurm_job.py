@@ -17,7 +17,7 @@ import pytest
 from infra.slurm import DEVELOPMENT, LocalSlurm
 from tests.flows.jobs import GROUP, Place, make_film
 from tests.infra.slurm_cluster import programs_or_skip
-from tests.infra.test_pools import eventually
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.slurm
 
@@ -87,10 +87,9 @@ def test_the_result_is_that_of_one_machine(slurm: LocalSlurm, film: Path, site: 
 
 
 @pytest.mark.chaos
-def test_jobs_that_are_cancelled_cost_only_their_chunk(slurm: LocalSlurm, film: Path, site: Place) -> None:
-    seed = int(os.environ.get("CHAOS_SEED") or time.time_ns())
-    print(f"CHAOS_SEED={seed}")
-    chance = random.Random(seed)
+def test_jobs_that_are_cancelled_cost_only_their_chunk(
+    slurm: LocalSlurm, film: Path, site: Place, chance: random.Random
+) -> None:
     run = site.start(film, site.result("film.mp4"), "--chunk-seconds", "1", "--pools", "slurm", "--encoder", "h265")
     cancelled: set[int] = set()
     for _ in run.looks():

@@ -6,15 +6,13 @@ A conftest imports the fixture: `from tests.infra.slurm_cluster import slurm`.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
 from infra.slurm import DEVELOPMENT, LocalSlurm, Programs, SlurmMissingError, find_programs
 
-__all__ = ["eventually", "programs_or_skip", "slurm"]
+__all__ = ["programs_or_skip", "slurm"]
 
 
 @pytest.fixture(scope="session")
@@ -39,12 +37,3 @@ def programs_or_skip() -> Programs:
         return find_programs()
     except SlurmMissingError as error:
         pytest.skip(str(error))
-
-
-def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """Wait until a condition holds; return its value."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.05)
-    return value

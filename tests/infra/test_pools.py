@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +19,7 @@ from infra.pools.opening import current_cluster
 from infra.pools.pool import cuda_devices
 from tasks.cores import usable_cores
 from tasks.errors import PoolError, SettingsError
-
-
-def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """Wait until a condition holds; return its value."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.05)
-    return value
+from tests.waiting import eventually
 
 
 def worker_pid(cluster: PooledCluster, name: str) -> int:

@@ -18,7 +18,8 @@ import pytest
 
 from infra.prefect_server import Api, ApiError, configured_url, default_home, ensure_api
 from infra.prefect_server import process as server_process
-from tests.infra.test_pools import alive, eventually
+from tests.infra.test_pools import alive
+from tests.waiting import eventually
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,8 @@ from infra.prefect_server import Api
 from tasks.errors import PoolError
 from tests.infra import sample_flows as sample
 from tests.infra.sample_flows import notes, small_pools
-from tests.infra.test_pools import alive, eventually, worker_pid
+from tests.infra.test_pools import alive, worker_pid
+from tests.waiting import eventually
 
 runner = PoolTaskRunner(small_pools)
 

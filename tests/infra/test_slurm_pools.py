@@ -32,8 +32,8 @@ from tasks.errors import PoolError
 from tests.infra import slurm_flows as flows
 from tests.infra.slurm_cluster import programs_or_skip
 from tests.infra.slurm_flows import Note, notes
-from tests.infra.test_pools import eventually
 from tests.infra.test_runner import states
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.slurm
 
@@ -155,14 +155,6 @@ def site(slurm: LocalSlurm, prefect_api: Api, tmp_path: Path) -> Iterator[Site]:
     for job in site.alive():
         slurm.run("scancel", str(job))
     eventually(lambda: not site.alive(), 20)
-
-
-@pytest.fixture
-def chance() -> random.Random:
-    """A source of chance; shows its seed when the test fails."""
-    seed = int(os.environ.get("CHAOS_SEED") or time.time_ns())
-    print(f"CHAOS_SEED={seed}")
-    return random.Random(seed)
 
 
 def ends(state: State[Any], count: int) -> dict[str, str]:

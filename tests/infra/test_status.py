@@ -19,7 +19,7 @@ from distributed import Client
 from infra.pools import LocalWorker, Pool, PooledCluster, open_pools
 from infra.pools import status as status_module
 from infra.pools.status import StatusFile, open_clusters, status_folder
-from tests.infra.test_pools import eventually
+from tests.waiting import eventually
 
 ROOT: Final = Path(__file__).parents[2]
 

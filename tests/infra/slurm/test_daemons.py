@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from infra.slurm.daemons import Daemons, Process, kill_job_processes
-from tests.infra.slurm_cluster import eventually
+from tests.waiting import eventually
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from infra.slurm import (
 from infra.slurm.daemons import Process
 from infra.slurm.local import _free_ports
 from tasks.errors import SettingsError
-from tests.infra.slurm_cluster import eventually
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.slurm
 
