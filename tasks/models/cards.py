@@ -90,11 +90,12 @@ class ModelCard:
 
         Every 3x3 convolution adds one pixel at its own resolution. `srvgg` has `num_conv + 2`. `rrdb` has 15 per
         block, one before and one after them, and four after the upsampling at 2, 4, 4 and 4 times the resolution
-        of the blocks (1.25 together), all of it counted in unshuffled pixels.
+        of the blocks (1.25 together), all of it counted in unshuffled pixels. Of such a pixel's own input pixels the
+        farthest is one less than `size_multiple` away.
         """
         if self.architecture == "srvgg":
             return self.num_conv + 2
-        return math.ceil(self.size_multiple * (15 * self.num_block + 2 + 1.25))
+        return math.ceil(self.size_multiple * (15 * self.num_block + 2 + 1.25) + self.size_multiple - 1)
 
     @property
     def parameters(self) -> int:

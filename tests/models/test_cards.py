@@ -20,7 +20,7 @@ from tests.models.samples import blank_card
 #: Weights, FLOP per input pixel and receptive radius, counted independently from the layers as published.
 FACTS = {
     "RealESRGAN_x4plus": (16_697_987, 35.85e6, 349),
-    "RealESRGAN_x2plus": (16_703_171, 8.97e6, 697),
+    "RealESRGAN_x2plus": (16_703_171, 8.97e6, 698),
     "RealESRGAN_x4plus_anime_6B": (4_467_779, 11.41e6, 94),
     "realesr-animevideov3": (621_424, 1.238e6, 18),
     "realesr-general-x4v3": (1_213_296, 2.418e6, 34),
@@ -67,7 +67,8 @@ def test_receptive_field_and_flop_are_those_of_the_network(shape: dict[str, obje
     x = torch.full((1, 3, size, size), 0.5, dtype=torch.float64)
     with torch.inference_mode():
         still = network(x)
-        x[:, :, middle, middle] += 10.0
+        # So large that what arrives at the border is not lost in rounding, which differs between processors.
+        x[:, :, middle, middle] += 1e9
         moved = (network(x) != still).any(1)[0].nonzero() // card.scale
     reach = int((moved - middle).abs().max())
     assert radius - card.size_multiple - 1 <= reach <= radius
