@@ -12,7 +12,7 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -68,13 +68,15 @@ class PoolWorker(Worker):
     Args:
         niceness: Added to the scheduling priority of this process and its children.
         imports: Modules to import before the worker takes tasks.
+        arenas: See `_Arenas`; did its work when it reached this process.
         **options: See `distributed.Worker`.
     """
 
-    def __init__(self, *args: Any, niceness: int = 0, imports: Sequence[str] = (), **options: Any) -> None:
+    def __init__(
+        self, *args: Any, niceness: int = 0, imports: Sequence[str] = (), arenas: object = None, **options: Any
+    ) -> None:
         quiet_dask()
         _own_session()
-        _limit_arenas()
         if niceness:
             # Linux keeps niceness per thread and threads inherit it, so this comes before Dask starts any.
             os.nice(niceness)
@@ -134,6 +136,7 @@ class PoolNanny(Nanny):
         self.env = {name: value for name, value in self.env.items() if name not in self.pre_spawn_env}
         self.env.update({name: str(value) for name, value in (options.get("env") or {}).items()})
         self.pre_spawn_env = {}
+        self.worker_kwargs["arenas"] = _Arenas(self.env.get("MALLOC_ARENA_MAX", ""))
 
     async def kill(self, timeout: float = 5, reason: str = "nanny-kill") -> None:
         """End the worker process, at once while it starts."""
@@ -185,14 +188,28 @@ def _own_session() -> None:
     )
 
 
-def _limit_arenas() -> None:
-    """Give malloc the number of arenas that `MALLOC_ARENA_MAX` names, for all threads started from now on.
+class _Arenas:
+    """Limits the arenas of malloc in the process that unpickles it.
 
-    glibc reads the variable when a process starts, but a nanny sets it in the worker's process after that.
+    glibc reads `MALLOC_ARENA_MAX` when a process starts, but a nanny sets the variables of its worker later, when the
+    first threads have made arenas that all later threads share. A worker's arguments are unpickled before any thread
+    starts.
+
+    Args:
+        limit: The value of the variable; empty for no limit.
     """
-    arenas = os.environ.get("MALLOC_ARENA_MAX", "")
-    if arenas.isdigit() and platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, int(arenas))
+
+    def __init__(self, limit: str) -> None:
+        self.limit = limit
+
+    def __reduce__(self) -> tuple[Callable[[str], _Arenas], tuple[str]]:
+        return _limit_arenas, (self.limit,)
+
+
+def _limit_arenas(limit: str) -> _Arenas:
+    if limit.isdigit() and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, int(limit))
+    return _Arenas(limit)
 
 
 def _rank_session(niceness: int) -> None:

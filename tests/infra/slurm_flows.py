@@ -5,6 +5,7 @@ Every task notes when and where it ran, so that a test sees what was done twice,
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -75,17 +76,20 @@ def poison(index: int, seconds: float, log: str) -> int:
 
 
 @flow(name="slurm-stream", task_runner=PoolTaskRunner())
-def stream(chunks: int, seconds: list[float], log: str, window: int = 8) -> list[int]:
+def stream(chunks: int, seconds: list[float], log: str, window: int = 8, until: str = "") -> list[int]:
     """Extract, upscale and encode chunks.
 
     Args:
-        chunks: How many.
+        chunks: How many, at least.
         seconds: How long the three stages of each take.
         log: Where tasks note what they do.
         window: Chunks in work at one time.
+        until: A file; as long as it is missing, there is another chunk.
     """
     encoded = []
-    for index in range(chunks):
+    for index in itertools.count():
+        if index >= chunks and (not until or Path(until).exists()):
+            break
         if index >= window:
             encoded[index - window].wait()
         extracted = extract.submit(index, seconds[0], log)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,6 +22,7 @@ from infra.pools.opening import current_cluster
 from infra.pools.pool import cuda_devices
 from tasks.cores import usable_cores
 from tasks.errors import PoolError, SettingsError
+from tasks.models.engine import keep_freed_memory
 from tests.waiting import eventually
 
 
@@ -98,7 +102,23 @@ def torch_threads() -> int:
     return torch.get_num_threads()
 
 
+def is_in_main_arena(size: int = 8 << 20) -> bool:
+    """Whether malloc takes a block of this thread from the heap of the process, once it makes no mappings for them."""
+    keep_freed_memory()
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    block = libc.malloc(size)
+    heaps = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("[heap]")]
+    libc.free(block)
+    return any(low <= block < high for low, high in ((int(end, 16) for end in heap.split("-")) for heap in heaps))
+
+
 class TestWorkers:
+    @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+    def test_inference_allocates_where_malloc_keeps_large_blocks(self, dask_client: Client) -> None:
+        assert dask_client.submit(is_in_main_arena, resources={"gpu": 1}, pure=False).result(60)
+
     def test_cpu_workers_are_nice_and_single_threaded(self, dask_client: Client) -> None:
         seen = dask_client.submit(surroundings, resources={"cpu": 1}, pure=False).result(60)
         assert (seen["nice"], seen["child_nice"]) == (10, 10)
@@ -121,7 +141,7 @@ class TestWorkers:
     def test_environment_of_the_flow_is_left_alone(self, pools: PooledCluster) -> None:
         worker_pid(pools, "cpu-0")
         assert "OMP_WAIT_POLICY" not in os.environ
-        assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
+        assert "MALLOC_ARENA_MAX" not in os.environ
 
     def test_everything_listens_on_loopback(self, pools: PooledCluster) -> None:
         pids = [os.getpid(), worker_pid(pools, "cpu-0"), worker_pid(pools, "gpu-0")]

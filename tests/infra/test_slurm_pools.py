@@ -49,8 +49,9 @@ DESCRIPTION = SlurmDescription(
     )
 )
 
-#: How often each accident happens.
+#: How often each accident happens, and the seconds in which it must have.
 TIMES = 5
+TOO_LONG = 400
 
 #: Seconds of the stages where an accident takes half a minute to be noticed.
 LONG = (0.3, 5.0, 0.3)
@@ -308,10 +309,15 @@ class Accidents:
         happen: Does one or several; returns how many.
         times: How often.
         chance: For the moments.
+        pause: The most seconds between two.
+        over: A file to make when no more will happen.
     """
 
-    def __init__(self, happen: Callable[[], int], times: int, chance: random.Random, pause: float = 1.5) -> None:
+    def __init__(
+        self, happen: Callable[[], int], times: int, chance: random.Random, pause: float = 1.5, over: Path | None = None
+    ) -> None:
         self.count = 0
+        self._over = over
         self._happen = happen
         self._times = times
         self._chance = chance
@@ -331,11 +337,16 @@ class Accidents:
             raise self._error
 
     def _run(self) -> None:
+        deadline = time.monotonic() + TOO_LONG
         try:
             while self.count < self._times and not self._ended.wait(self._chance.uniform(0.1, self._pause)):
+                assert time.monotonic() < deadline, f"{self.count} of {self._times} could happen in {TOO_LONG} s"
                 self.count += self._happen()
         except BaseException as error:
             self._error = error
+        finally:
+            if self._over:
+                self._over.touch()
 
 
 @pytest.mark.chaos
@@ -343,14 +354,16 @@ class TestAccidents:
     """Each run ends with the same result, finished work is not repeated, and nothing is left behind."""
 
     def run(
-        self, site: Site, happen: Callable[[], int], chance: random.Random, *, chunks: int = 16, pause: float = 1.5,
+        self, site: Site, happen: Callable[[], int], chance: random.Random, *,
         pools: tuple[Pool, ...] | None = None, seconds: tuple[float, float, float] = (0.5, 1.2, 0.5),
     ) -> None:  # fmt: skip
-        with site.open(pools or site.pools()), Accidents(happen, TIMES, chance, pause) as accidents:
-            state = flows.stream(chunks, list(seconds), str(site.log), return_state=True)
+        over = site.folder / "over"
+        with site.open(pools or site.pools()), Accidents(happen, TIMES, chance, over=over) as accidents:
+            state = flows.stream(8, list(seconds), str(site.log), until=str(over), return_state=True)
+            chunks = len(state.result())
             assert state.result() == list(range(chunks))
-            assert accidents.count >= TIMES, "the run was over too soon"
             assert set(ends(state, 3 * chunks).values()) == {"Completed"}
+        assert accidents.count >= TIMES
         # Each accident hits at most the two jobs of one pool, with two slots each.
         site.check_all_done_once(chunks, in_flight=4 * accidents.count)
 
@@ -361,7 +374,7 @@ class TestAccidents:
                 site.slurm.run("scancel", chance.choice(busy).job)
             return bool(busy)
 
-        self.run(site, cancel, chance, chunks=40)
+        self.run(site, cancel, chance)
 
     @pytest.mark.parametrize("stage", ["extract", "upscale", "encode"])
     def test_worker_killed(self, site: Site, chance: random.Random, stage: str) -> None:
@@ -371,7 +384,7 @@ class TestAccidents:
                     os.kill(chance.choice(busy).process, signal.SIGKILL)
             return bool(busy)
 
-        self.run(site, kill, chance, chunks=40)
+        self.run(site, kill, chance)
 
     def test_node_set_down(self, site: Site, chance: random.Random) -> None:
         down: list[str] = []
@@ -385,7 +398,7 @@ class TestAccidents:
                 site.slurm.set_node(down[0], "down")
             return bool(busy)
 
-        self.run(site, set_down, chance, chunks=20)
+        self.run(site, set_down, chance)
         for node in down:
             site.slurm.set_node(node, "resume")
 
@@ -407,7 +420,7 @@ class TestAccidents:
                 site.slurm.start_node(node)
             return len(victims)
 
-        self.run(site, kill, chance, chunks=50, seconds=LONG, pools=site.pools(gres="gpu:2"))
+        self.run(site, kill, chance, seconds=LONG, pools=site.pools(gres="gpu:2"))
 
     def test_preempted(self, site: Site, chance: random.Random) -> None:
         def preempt() -> bool:
@@ -421,7 +434,7 @@ class TestAccidents:
             eventually(lambda: int(victim.job) not in site.alive(), 30)
             return True
 
-        self.run(site, preempt, chance, chunks=30)
+        self.run(site, preempt, chance)
 
     def test_wall_time_over(self, site: Site, chance: random.Random) -> None:
         # Slurm counts in minutes and looks every half: five jobs meet their end between 60 and 90 s.
@@ -460,7 +473,7 @@ class TestAccidents:
                 eventually(lambda: gone(site, victims.values()), 60)
                 return len(victims)
 
-            self.run(site, cut, chance, chunks=50, seconds=LONG, pools=site.pools(gres="gpu:2"))
+            self.run(site, cut, chance, seconds=LONG, pools=site.pools(gres="gpu:2"))
 
     def test_a_killed_workers_chunk_starts_again_within_seconds(self, site: Site) -> None:
         with site.open(site.pools(gpus=1)):
