@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from blocks.stages import CPU_IMPORTS, GPU_IMPORTS
 from flows.parameters import UpscaleOptions
 from infra.pools import Pool, local_pools
+from infra.pools.opening import current_cluster
+from tasks.chunks import Capacity
 
 if TYPE_CHECKING:
     from infra.pools import PooledCluster
@@ -35,13 +38,34 @@ def pools_of_flow_run() -> Iterable[Pool]:
     return block.pools()
 
 
-def scratch_of_flow_run(options: UpscaleOptions) -> str | None:
-    """The scratch folder of the pools that a flow run's parameters name, if they have one of their own."""
-    if options.pools == "local":
-        return None
+@dataclass(frozen=True)
+class Site:
+    """Where a flow run works.
+
+    Attributes:
+        scratch: Where chunk files live, if the pools have a folder for them.
+        capacity: What their workers can do at one time.
+    """
+
+    scratch: str | None
+    capacity: Capacity
+
+
+def site_of_flow_run(options: UpscaleOptions) -> Site:
+    """The site of a flow run with these parameters; starts nothing."""
     from blocks.pools import load_pools
 
-    return load_pools(options.pools).scratch_directory or None
+    block = load_pools(options.pools)
+    cluster = current_cluster()
+    pools = block.pools() if cluster is None else tuple(cluster.pools.values())
+    return Site(block.scratch_directory or None, capacity_of(pools))
+
+
+def capacity_of(pools: tuple[Pool, ...]) -> Capacity:
+    """What a `cpu` and a `gpu` pool can do at one time."""
+    slots = {pool.name: pool.maximum * pool.slots for pool in pools}
+    flops = next(pool.start.flops for pool in pools if pool.name == "gpu")
+    return Capacity(slots["gpu"], slots["cpu"], flops)
 
 
 def cluster_of_flow_run() -> PooledCluster:

@@ -33,13 +33,13 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from flows.parameters import UpscaleOptions
-from flows.pools import cluster_of_flow_run, pools_of_flow_run, scratch_of_flow_run
+from flows.pools import cluster_of_flow_run, pools_of_flow_run, site_of_flow_run
 from flows.timeline import draw_timeline
 from infra.pools import PoolTaskRunner
 from tasks import track
 from tasks.assemble import assemble
 from tasks.chunk_report import StageReport
-from tasks.chunks import Chunk, window_chunks
+from tasks.chunks import Chunk
 from tasks.encode import encode, is_encoded
 from tasks.errors import ChunkFileError, PoolError, SuperResolutionError
 from tasks.extract import extract
@@ -48,7 +48,7 @@ from tasks.models.weights import content_hash
 from tasks.plan import Plan, own_job, plan, save_plan
 from tasks.publish import publish
 from tasks.receipt import clear_away, is_published
-from tasks.request import check_request, check_space
+from tasks.request import check_request
 from tasks.stage import stage
 from tasks.upscale import upscale
 from tasks.verify import verify
@@ -138,7 +138,8 @@ def upscale_video(source: str, destination: str, options: UpscaleOptions = Upsca
     started = time.time()
     logger = get_run_logger()
     request = options.request(stage.fn(source), destination)
-    checked = check_request(replace(request, scratch=request.scratch or scratch_of_flow_run(options)))
+    site = site_of_flow_run(options)
+    checked = check_request(replace(request, scratch=request.scratch or site.scratch), site.capacity)
     job = plan(checked, content_hash(checked.card))
     logger.info(
         "%s: %d frames %dx%d at %s fps -> %dx%d with %s in %d chunks",
@@ -148,8 +149,6 @@ def upscale_video(source: str, destination: str, options: UpscaleOptions = Upsca
     for index, reason in job.carried.left_out.items():
         logger.warning("stream %d is left out: %s", index, reason)
     cluster = cluster_of_flow_run()
-    window = window_chunks(*(cluster.pools[name].maximum * cluster.pools[name].slots for name in ("gpu", "cpu")))
-    check_space(checked, window)
     with own_job(job.folder, fresh=options.fresh):
         path = str(save_plan(job))
         reports: list[StageReport] = []
@@ -157,7 +156,8 @@ def upscale_video(source: str, destination: str, options: UpscaleOptions = Upsca
         if not is_published(job.folder, job.request.destination_path):
             reused = [chunk for chunk in job.chunks if is_encoded(job, chunk)]
             meter = _Meter(job)
-            reports = _run_chunks(job, path, [chunk for chunk in job.chunks if chunk not in reused], window, meter)
+            missing = [chunk for chunk in job.chunks if chunk not in reused]
+            reports = _run_chunks(job, path, missing, site.capacity.window, meter)
             meter.report("assembling")
             muxed = assemble.submit(path).result()
             meter.report("verifying")
@@ -181,9 +181,13 @@ class _Meter:
         # Typed as maybe a coroutine; in a flow that is not async it is the identifier.
         self._artifact = cast(UUID, create_progress_artifact(0.0, key="progress", description="Frames upscaled"))
         self._updated = time.monotonic()
+        self._looked = 0.0
         self.report("upscaling")
 
     def report(self, phase: str) -> None:
+        if phase == "upscaling" and time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
         progress = self._meter.look(phase)
         track.report(progress)
         if time.monotonic() - self._updated >= _ARTIFACT_SECONDS or phase == "done":

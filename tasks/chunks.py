@@ -6,20 +6,15 @@ groups of pictures, so that where chunks begin leaves no trace in the result.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
 from typing import Final
 
-from tasks.cores import usable_cores
+from tasks.cores import assumed_flops, usable_cores
 
 #: Seconds of upscaling one chunk should take: long beside the cost of its three tasks, short beside what a lost worker
 #: costs.
 _CHUNK_WORK_SECONDS: Final = 45.0
-
-#: Assumed sustained speed of a device in FLOP/s, for sizing chunks only.
-_CPU_FLOPS_PER_CORE: Final = 8e10
-_CUDA_FLOPS: Final = 5e13
 
 #: Largest upscaled chunk in bytes, and longest chunk in seconds of video.
 _CHUNK_BYTES: Final = 4 << 30
@@ -29,14 +24,27 @@ _CHUNK_VIDEO_SECONDS: Final = 60.0
 _FEWEST_CHUNKS: Final = 4
 
 
-def window_chunks(gpu_slots: int = 1, cpu_slots: int = 2) -> int:
-    """Chunks that may be between "submitted" and "encoded" at one time: bounds scratch and memory.
+@dataclass(frozen=True)
+class Capacity:
+    """What the workers of a job can do at one time; by default, those of a machine without a GPU.
 
-    Args:
-        gpu_slots: Chunks that can be on GPUs at one time; each has the next one ready behind it.
-        cpu_slots: Chunks that can be decoded or encoded at one time: a light model waits for encoders otherwise.
+    Attributes:
+        gpu_slots: Chunks that can be upscaled at one time.
+        cpu_slots: Chunks that can be decoded or encoded at one time.
+        flops: FLOP/s that upscaling one chunk is assumed to sustain.
     """
-    return 2 * gpu_slots + cpu_slots + 1
+
+    gpu_slots: int = 1
+    cpu_slots: int = 2
+    flops: float = field(default_factory=lambda: assumed_flops(usable_cores(), on_gpu=False))
+
+    @property
+    def window(self) -> int:
+        """Chunks that may be between "submitted" and "encoded" at one time: bounds scratch and memory.
+
+        Each chunk on a GPU has the next one ready behind it, and a light model would wait for encoders otherwise.
+        """
+        return 2 * self.gpu_slots + self.cpu_slots + 1
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ class Chunk:
 
 
 def chunk_limit(
-    *, rate: Fraction, group: int, frame_flop: float, target_frame_bytes: int, chunk_seconds: float | None
+    *, rate: Fraction, group: int, frame_flop: float, target_frame_bytes: int, chunk_seconds: float | None, flops: float
 ) -> int:
     """Frames of the longest chunk: a multiple of a group of pictures, at least one.
 
@@ -66,10 +74,11 @@ def chunk_limit(
         target_frame_bytes: Bytes of one upscaled frame.
         chunk_seconds: Length in seconds of video that the user asked for; `None` aims at a chunk of about a minute of
             work within the bounds on file size and length.
+        flops: FLOP/s at which a chunk is upscaled.
     """
     if chunk_seconds is not None:
         return group * max(1, round(chunk_seconds * float(rate) / group))
-    by_work = _CHUNK_WORK_SECONDS * _device_flops() / frame_flop
+    by_work = _CHUNK_WORK_SECONDS * flops / frame_flop
     by_bytes = _CHUNK_BYTES / target_frame_bytes
     return group * max(1, int(min(by_work, by_bytes, _CHUNK_VIDEO_SECONDS * rate) / group))
 
@@ -81,9 +90,3 @@ def lay_out(frames: int, limit: int, group: int, chunk_seconds: float | None) ->
     return tuple(
         Chunk(index, first, min(first + limit, frames) - 1) for index, first in enumerate(range(0, frames, limit))
     )
-
-
-def _device_flops() -> float:
-    if Path("/dev/nvidia0").exists():
-        return _CUDA_FLOPS
-    return _CPU_FLOPS_PER_CORE * usable_cores()

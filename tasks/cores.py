@@ -1,4 +1,4 @@
-"""How many cores there are to use, which is not how many the machine has."""
+"""How many cores there are to use, which is not how many the machine has, and about how fast they are."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ def usable_cores() -> int:
     if reserved.isdigit():
         cores = min(cores, int(reserved))
     return max(1, min(cores, math.floor(quota + 0.5))) if quota else max(1, cores)
+
+
+def assumed_flops(cores: int, on_gpu: bool) -> float:
+    """FLOP/s that a worker with these cores, or with a GPU, sustains; the order of magnitude, for sizing chunks."""
+    return 5e13 if on_gpu else 8e10 * cores
 
 
 def _cgroup_quota(membership: Path, root: Path) -> float | None:

@@ -14,7 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
-from tasks.chunks import chunk_limit, window_chunks
+from tasks.chunks import Capacity, chunk_limit
 from tasks.errors import DestinationError, ScratchError, SettingsError
 from tasks.media.encoders import EncoderProfile, find_profile, group_frames
 from tasks.media.mux import Carried, muxer_of, plan_carried
@@ -90,6 +90,7 @@ class CheckedRequest:
     muxer: str
     carried: Carried
     scratch: Path
+    capacity: Capacity
 
     @property
     def factor(self) -> Fraction:
@@ -104,6 +105,7 @@ class CheckedRequest:
             frame_flop=self.card.flop_per_input_pixel * self.facts.width * self.facts.height,
             target_frame_bytes=self.target.frame_bytes,
             chunk_seconds=self.request.chunk_seconds,
+            flops=self.capacity.flops,
         )
 
 
@@ -127,8 +129,13 @@ def check_content(checked: CheckedRequest) -> None:
         refuse_cut_off(checked.facts, scan)
 
 
-def check_request(request: UpscaleRequest) -> CheckedRequest:
+def check_request(request: UpscaleRequest, capacity: Capacity | None = None) -> CheckedRequest:
     """Check everything that can be checked without decoding the video.
+
+    Args:
+        request: What is asked for.
+        capacity: What the workers can do at one time; decides how long chunks are and how many exist at one time. By
+            default, that of this machine without a GPU.
 
     Raises:
         SettingsError: A setting is out of range or contradicts another.
@@ -159,8 +166,9 @@ def check_request(request: UpscaleRequest) -> CheckedRequest:
     card = _choose_model(request, Fraction(target.height, facts.height))
     weights = locate(card)
     carried = plan_carried(facts, muxer)
-    checked = CheckedRequest(request, facts, card, weights, profile, target, muxer, carried, scratch)
-    check_space(checked, window_chunks())
+    capacity = capacity or Capacity()
+    checked = CheckedRequest(request, facts, card, weights, profile, target, muxer, carried, scratch, capacity)
+    _check_space(checked)
     return checked
 
 
@@ -238,25 +246,17 @@ def _choose_model(request: UpscaleRequest, factor: Fraction) -> ModelCard:
     return card
 
 
-def check_space(checked: CheckedRequest, window: int) -> None:
+def _check_space(checked: CheckedRequest) -> None:
     """Refuse a job whose chunk files or result would not fit.
 
     The estimate counts the raw chunks that can exist at one time and twice the encoded video, once as chunks and once
     as the joined result.
-
-    Args:
-        checked: The job.
-        window: Chunks in work at one time.
-
-    Raises:
-        ScratchError: Too little room, or scratch cannot be written.
-        DestinationError: Too little room for the result.
     """
     facts, target = checked.facts, checked.target
     rate = facts.frame_rate or Fraction(25)
     frames = facts.declared_frames or int((facts.duration_seconds or 0) * rate) or 1
     chunk_frames = min(frames, checked.chunk_limit(rate))
-    chunks = min(window, -(-frames // chunk_frames))
+    chunks = min(checked.capacity.window, -(-frames // chunk_frames))
     raw = chunks * chunk_frames * (facts.picture.frame_bytes + target.frame_bytes)
     encoded = int(frames * target.width * target.height * _ENCODED_BYTES_PER_PIXEL.get(checked.profile.name, 0.8))
     encoded += facts.size_bytes

@@ -6,6 +6,7 @@ a message from any worker.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,25 +46,24 @@ class ProgressMeter:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._finished: set[int] = set()
+        self._unfinished = [(chunk, plan.upscaled(chunk).name, plan.encoded(chunk).name) for chunk in plan.chunks]
+        self._frames_finished = 0
         self._idle_at: int | None = None
         self._samples: list[tuple[float, int]] = []
 
     def look(self, phase: str = "upscaling") -> Progress:
         """Count what is there now."""
         plan, now = self._plan, time.monotonic()
-        encoded = done = 0
-        writing = self._being_written()
-        for chunk in plan.chunks:
-            if chunk.index in self._finished or plan.encoded(chunk).exists():
-                self._finished.add(chunk.index)
-                encoded += 1
-                done += chunk.frames
-            elif plan.upscaled(chunk).exists():
-                done += chunk.frames
+        complete, writing = self._files()
+        unfinished, upscaled_frames = [], 0
+        for chunk, upscaled, encoded in self._unfinished:
+            if encoded in complete:
+                self._frames_finished += chunk.frames
             else:
-                done += writing.get(plan.upscaled(chunk).name, 0)
-        done = min(done, plan.frames)
+                unfinished.append((chunk, upscaled, encoded))
+                upscaled_frames += chunk.frames if upscaled in complete else writing.get(upscaled, 0)
+        self._unfinished = unfinished
+        done = min(self._frames_finished + upscaled_frames, plan.frames)
         if self._idle_at is None:
             self._idle_at = done
         # Nothing is measured before the first frame: workers starting and models loading are not speed.
@@ -76,19 +76,29 @@ class ProgressMeter:
             (first_at, first), (last_at, last) = self._samples[0], self._samples[-1]
             speed = (last - first) / (last_at - first_at)
         eta = (plan.frames - done) / speed if speed else None
-        return Progress(done, plan.frames, encoded, len(plan.chunks), speed, eta, phase)
+        encoded_chunks = len(plan.chunks) - len(unfinished)
+        return Progress(done, plan.frames, encoded_chunks, len(plan.chunks), speed, eta, phase)
 
-    def _being_written(self) -> dict[str, int]:
-        """Frames in the unfinished file of each chunk; the longest one where a lost worker left another behind."""
-        frames: dict[str, int] = {}
-        for path in self._plan.folder.glob("upscale-*.partial-*"):
-            name = path.name.partition(".partial-")[0]
-            try:
-                frames[name] = max(frames.get(name, 0), path.stat().st_size // self._plan.target.frame_bytes)
-            except FileNotFoundError:
-                # Renamed between listing and looking: its chunk counts as a whole by now.
-                continue
-        return frames
+    def _files(self) -> tuple[set[str], dict[str, int]]:
+        """Names of the complete files, and the frames in the unfinished file of each chunk being upscaled.
+
+        One listing, because a job may have thousands of chunks on a network file system. Of two unfinished files of a
+        chunk, one of them a lost worker's, the longer one counts.
+        """
+        complete: set[str] = set()
+        writing: dict[str, int] = {}
+        with os.scandir(self._plan.folder) as entries:
+            for entry in entries:
+                name, is_partial, _ = entry.name.partition(".partial-")
+                if not is_partial:
+                    complete.add(name)
+                elif name.startswith("upscale-"):
+                    try:
+                        frames = entry.stat().st_size // self._plan.target.frame_bytes
+                        writing[name] = max(writing.get(name, 0), frames)
+                    except FileNotFoundError:
+                        complete.add(name)  # Renamed since it was listed.
+        return complete, writing
 
 
 Observer = Callable[[Progress], None]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tasks.chunks import chunk_limit, lay_out
+from tasks.cores import assumed_flops
 from tasks.errors import FrameError, ScratchError, SourceError, UnsupportedSourceError
 from tasks.media.encoders import file_digest
 from tasks.plan import Plan, load_plan, make_plan, own_job, save_plan
@@ -35,7 +36,7 @@ def _plan(source: Path, folder: Path, *, model_hash: str = MODEL_HASH, **setting
 def test_chunks_cover_every_frame_once_in_whole_groups(rate: Fraction, chunk_seconds: float | None) -> None:
     group = max(1, round(rate))
     limit = chunk_limit(
-        rate=rate, group=group, frame_flop=1e9, target_frame_bytes=3_000_000, chunk_seconds=chunk_seconds
+        rate=rate, group=group, frame_flop=1e9, target_frame_bytes=3_000_000, chunk_seconds=chunk_seconds, flops=1e11
     )
     assert limit >= group
     assert limit % group == 0
@@ -50,7 +51,7 @@ def test_chunks_cover_every_frame_once_in_whole_groups(rate: Fraction, chunk_sec
 
 
 def test_chunks_are_as_long_as_was_asked_for() -> None:
-    asked = {"rate": Fraction(25), "group": 25, "frame_flop": 1e9, "target_frame_bytes": 3_000_000}
+    asked = {"rate": Fraction(25), "group": 25, "frame_flop": 1e9, "target_frame_bytes": 3_000_000, "flops": 1e11}
     assert chunk_limit(**asked, chunk_seconds=3.0) == 75
     assert chunk_limit(**asked, chunk_seconds=0.01) == 25
 
@@ -58,12 +59,20 @@ def test_chunks_are_as_long_as_was_asked_for() -> None:
 def test_a_chunk_stays_below_its_bounds_in_bytes_and_seconds() -> None:
     rate = Fraction(25)
     eight_k = 7680 * 4320 * 3 // 2
-    heavy = chunk_limit(rate=rate, group=25, frame_flop=1.0, target_frame_bytes=eight_k, chunk_seconds=None)
+    asked = {"rate": rate, "group": 25, "chunk_seconds": None, "flops": 1e11}
+    heavy = chunk_limit(**asked, frame_flop=1.0, target_frame_bytes=eight_k)
     assert heavy * eight_k <= 4 << 30
-    light = chunk_limit(rate=rate, group=25, frame_flop=1.0, target_frame_bytes=1, chunk_seconds=None)
+    light = chunk_limit(**asked, frame_flop=1.0, target_frame_bytes=1)
     assert light <= 60 * rate
-    slow = chunk_limit(rate=rate, group=25, frame_flop=1e15, target_frame_bytes=1, chunk_seconds=None)
+    slow = chunk_limit(**asked, frame_flop=1e15, target_frame_bytes=1)
     assert slow == 25
+
+
+def test_a_chunk_is_about_as_much_work_on_every_device() -> None:
+    asked = {"rate": Fraction(25), "group": 25, "frame_flop": 1e12, "target_frame_bytes": 1, "chunk_seconds": None}
+    on_cores, on_gpu = (chunk_limit(**asked, flops=assumed_flops(4, on_gpu=on_gpu)) for on_gpu in (False, True))
+    assert on_cores == 25  # More than a minute's work would be a smaller chunk than the encoder's unit.
+    assert on_gpu == 1500
 
 
 def test_a_short_clip_is_cut_so_that_stages_overlap_and_a_film_into_hundreds_at_most() -> None:

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain, count
@@ -401,6 +401,8 @@ class _Membership(SchedulerPlugin):
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         self._names[worker] = scheduler.workers[worker].name
+        # Dask keeps the last thousand messages to each worker, and each holds a task run: gigabytes with many workers.
+        scheduler.stream_comms[worker].recent_message_log = deque(maxlen=0)
         if (cluster := self._cluster()) is not None:
             cluster.joined(self._names[worker])
 

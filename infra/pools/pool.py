@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
-from tasks.cores import usable_cores
+from tasks.cores import assumed_flops, usable_cores
 from tasks.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -61,6 +61,11 @@ class WorkerStart(Protocol):
         """Where workers on other machines find the credentials; `None` for workers of this one."""
         ...
 
+    @property
+    def flops(self) -> float:
+        """FLOP/s that inference on one worker is assumed to sustain."""
+        ...
+
     async def watch(self, workers: Collection[Any], urgent: bool) -> None:
         """Bring the status of these workers up to date where nothing else does, soon if it is `urgent`."""
         ...
@@ -98,6 +103,11 @@ class LocalWorker:
     def shared_directory(self) -> Path | None:
         """None: credentials stay in memory."""
         return None
+
+    @property
+    def flops(self) -> float:
+        """Those of a GPU, or of the cores of this machine."""
+        return assumed_flops(usable_cores(), on_gpu=bool(self.devices))
 
     async def watch(self, workers: Collection[Any], urgent: bool) -> None:
         """Nothing to do: nannies in this process know how their workers are."""

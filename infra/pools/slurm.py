@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from infra.pools.pool import ENGINE, Pool, inference_settings, thread_settings
+from tasks.cores import assumed_flops
 from tasks.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -81,6 +82,11 @@ class SlurmWorker:
         from distributed.utils import get_ip, get_ip_interface
 
         return get_ip_interface(self.interface) if self.interface else get_ip()
+
+    @property
+    def flops(self) -> float:
+        """Those of a GPU where the job asks for one, else of its cores."""
+        return assumed_flops(self.cores, on_gpu=any("gpu" in option for option in (self.gres, *self.directives)))
 
     def log_path(self, pool: Pool) -> str:
         """Where a job of the pool writes; Slurm puts its number for `%j`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import re
 import shutil
@@ -36,8 +37,10 @@ try:
 finally:
     signal.signal = _signal
 
-#: Seconds between two questions to Slurm while nothing is amiss: its controller answers for the whole site.
+#: Seconds between two questions to Slurm while nothing is amiss, and when a worker was lost: its controller answers for
+#: the whole site.
 _ASK_SECONDS: Final = 5.0
+_ASK_SOON_SECONDS: Final = 0.9
 
 #: Seconds to go on trying to submit a job while the controller does not answer.
 _CONTROLLER_PATIENCE: Final = 600.0
@@ -80,7 +83,7 @@ class SlurmJob(SLURMJob):
         self.failure = ""
         self.node = ""
         self._log = log
-        self._asked = 0.0
+        self._submitted = math.inf
         self._unwanted = False
 
     @property
@@ -98,6 +101,7 @@ class SlurmJob(SLURMJob):
         while not self._unwanted:
             try:
                 await super().start()
+                self._submitted = time.monotonic()
                 self.state = "PENDING"
                 break
             except RuntimeError as error:
@@ -151,24 +155,37 @@ class JobRow:
     reason: str
 
 
+class _Queue:
+    """What Slurm said last, to any pool of this process.
+
+    Attributes:
+        asked: When, on the monotonic clock.
+        rows: The jobs of this user by number, those that ended lately included; `None` without an answer.
+    """
+
+    asked = -math.inf
+    rows: dict[str, JobRow] | None = None
+
+
 async def watch(jobs: Collection[SlurmJob], urgent: bool) -> None:
     """Bring the state of jobs up to date, every few seconds or at once.
 
     A controller that does not answer is no news about any job.
     """
-    asked = [job for job in jobs if job.job_id and job.status == Status.running]
-    now = time.monotonic()
-    soon = urgent or any(job.state == "PENDING" for job in asked)
-    if not asked or (not soon and all(now - job._asked < _ASK_SECONDS for job in asked)):
+    running = [job for job in jobs if job.job_id and job.status == Status.running]
+    if not running:
         return
-    for job in asked:
-        job._asked = now
-    rows = await _squeue()
-    if rows is None:
-        return
-    for job in asked:
-        if job.status == Status.running:
-            job.take(rows.get(str(job.job_id)))
+    if time.monotonic() - _Queue.asked >= (_ASK_SOON_SECONDS if urgent else _ASK_SECONDS):
+        asked = time.monotonic()
+        _Queue.asked, _Queue.rows = math.inf, None  # Nobody else asks meanwhile.
+        try:
+            _Queue.rows = await _squeue()
+        finally:
+            _Queue.asked = asked
+    if _Queue.rows is not None:
+        for job in running:
+            if job.status == Status.running and job._submitted < _Queue.asked:
+                job.take(_Queue.rows.get(str(job.job_id)))
 
 
 async def _squeue() -> dict[str, JobRow] | None:

@@ -36,7 +36,11 @@ WORKER_CONFIG: Final[dict[str, Any]] = {
             "profile": {"enabled": False},
         },
         "comm": {"timeouts": {"connect": "60s", "tcp": "30s"}},
-        "admin": {"system-monitor": {"interval": "5s", "disk": False}, "tick": {"interval": "1s", "limit": "60s"}},
+        "admin": {
+            "system-monitor": {"interval": "5s", "disk": False},
+            "tick": {"interval": "1s", "limit": "60s"},
+            "low-level-log-length": 100,
+        },
         "diagnostics": {"nvml": False},
     },
     "logging": {"distributed": "critical"},

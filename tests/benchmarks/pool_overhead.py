@@ -44,7 +44,7 @@ from infra.pools.slurm import slurm_environment
 from infra.prefect_server import Api, ensure_api
 from infra.slurm import LocalSlurm, Partition, SlurmDescription
 from tasks.chunk_report import StageReport
-from tasks.chunks import Chunk, window_chunks
+from tasks.chunks import Capacity, Chunk
 
 #: Imported by name on workers, so that they load this module and not the whole flow.
 MODULE = "tests.benchmarks.pool_overhead"
@@ -373,7 +373,7 @@ def main() -> None:
     for number in range(given.repeat):
         if given.repeat == 1:
             how = {"local": given.local, "cold": given.cold}
-            window = given.window or window_chunks(given.gpus, 2 * given.cpu_workers)
+            window = given.window or Capacity(given.gpus, 2 * given.cpu_workers).window
             results.append(measure(given.chunks, given.gpus, tuple(given.seconds), given.cpu_workers, window, **how))
         else:  # Each in a process of its own, so that nothing is warm and its memory is its own.
             command = [sys.executable, "-m", MODULE, *sys.argv[1:], "--json", "--repeat", "1"]

@@ -34,10 +34,8 @@ from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
-from unittest import mock
 
-from tasks import chunks as chunk_rules
-from tasks.chunks import Chunk, window_chunks
+from tasks.chunks import Capacity, Chunk, chunk_limit
 
 MODULE = "tests.benchmarks.pool_scale"
 
@@ -163,7 +161,7 @@ def simulate(
         window: Chunks in work at one time; the flow's rule by default.
         interval: Seconds between two looks at the demand.
     """
-    window = window or window_chunks(gpu.maximum * gpu.slots, cpu.maximum * cpu.slots)
+    window = window or Capacity(gpu.maximum * gpu.slots, cpu.maximum * cpu.slots).window
     pools = (_Workers(cpu), _Workers(gpu))
     events: list[tuple[float, int, Callable[[], None]]] = []
     serial = count()
@@ -276,10 +274,10 @@ def feature(model: str, width: int, height: int, decode: float, encode: float, f
     card = find_model(model)
     flop = card.flop_per_input_pixel * width * height
     target = width * height * card.scale**2
-    with mock.patch.object(chunk_rules, "_device_flops", lambda: flops):
-        frames = chunk_rules.chunk_limit(
-            rate=Fraction(24), group=24, frame_flop=flop, target_frame_bytes=target * 3 // 2, chunk_seconds=None
-        )
+    frames = chunk_limit(
+        rate=Fraction(24), group=24, frame_flop=flop, target_frame_bytes=target * 3 // 2, chunk_seconds=None,
+        flops=flops,
+    )  # fmt: skip
     seconds = (frames * width * height / decode / 1e6, frames * flop / GPU_FLOPS, frames * target / encode / 1e6)
     return Job(f"{model} {width}x{height}", math.ceil(FRAMES / frames), frames, seconds)
 
@@ -334,7 +332,7 @@ def simulate_features(
                 rows.append(
                     {
                         "job": job.name, "frames_per_chunk": job.frames, "chunks": job.chunks, "seconds": job.seconds,
-                        "gpus": gpus, "window": window_chunks(gpus, slots), "cpu_slots": slots,
+                        "gpus": gpus, "window": Capacity(gpus, slots).window, "cpu_slots": slots,
                         "hours": outcome.makespan / 3600,
                         "ideal_hours": math.ceil(job.chunks / gpus) * job.seconds[_UPSCALE] / 3600,
                         "gpu_busy": outcome.gpu_busy, "gpu_hours": outcome.gpu_seconds / 3600,
@@ -540,7 +538,7 @@ def scheduler_alone(chunks: int, gpus: int, cpu_workers: int, hosts: int) -> dic
         memory = peak_megabytes(os.getpid())
         client = stack.enter_context(cluster.get_client())
         run = SimpleNamespace(client=client, dispatcher=cluster.dispatcher, settled=queue.SimpleQueue())
-        window, waiting, running = window_chunks(gpus, 2 * cpu_workers), deque(range(chunks)), 0
+        window, waiting, running = Capacity(gpus, 2 * cpu_workers).window, deque(range(chunks)), 0
         before, began = time.process_time(), time.monotonic()
         while waiting or running:
             while waiting and running < window:
@@ -592,8 +590,7 @@ def progress_looks(sizes: list[int]) -> list[dict[str, Any]]:
             meter = ProgressMeter(job)
             meter.look()
             half = _median_seconds(meter.look)
-            # The flow looks once for each chunk that settles, and once a second.
-            rows.append({"chunks": size, "start": start, "half": half, "whole_run": size * half})
+            rows.append({"chunks": size, "start": start, "half": half})
     return rows
 
 
@@ -623,7 +620,7 @@ def main() -> None:
     command = commands.add_parser("prefect", parents=[common])
     command.add_argument("--sizes", type=int, nargs="+", default=[100, 300, 1000])
     command.add_argument("--gpus", type=int, default=2)
-    command.add_argument("--window", type=int, default=window_chunks(128, 96))
+    command.add_argument("--window", type=int, default=Capacity(128, 96).window)
     command.add_argument("--to", type=int, default=10_000)
     command = commands.add_parser("scheduler", parents=[common])
     command.add_argument("--chunks", type=int, default=10_000)

@@ -15,9 +15,10 @@ from distributed.security import Security
 from pydantic import ValidationError
 
 from blocks.pools import LocalPools, PoolsBlock, SlurmGpuNodes, SlurmNodes, SlurmPools, load_pools
-from flows.pools import pools_of_this_machine
+from flows.pools import capacity_of, pools_of_this_machine
 from infra.pools.slurm_job import SlurmJob
 from infra.prefect_server import Api
+from tasks.cores import assumed_flops
 from tasks.errors import SettingsError, SuperResolutionError
 
 ROOT: Final = Path(__file__).parents[2]
@@ -442,6 +443,15 @@ class TestPools:
         assert (cpu.coming, gpu.coming) == ("ignore", "keep")
         assert "#SBATCH --gres=gpu:1" in script(block, "gpu").splitlines()
         assert "--gres" not in script(block, "cpu")
+
+    def test_chunks_are_sized_for_what_the_gpu_pool_asks_for(self) -> None:
+        on_gpus = SlurmPools.model_validate({"gpu": {"partition": "a100", "maximum": 8}})
+        on_cores = SlurmPools.model_validate({"gpu": {"partition": "cpu", "gres": "", "cores": 64}})
+        by_option = {"partition": "a100", "gres": "", "directives": ["--gpus-per-node=1"]}
+        found = [capacity_of(block.pools()) for block in (on_gpus, on_cores)]
+        assert [(capacity.gpu_slots, capacity.cpu_slots) for capacity in found] == [(8, 8), (4, 8)]
+        assert found[0].flops > 5 * found[1].flops > 50 * assumed_flops(1, on_gpu=False)
+        assert capacity_of(SlurmPools.model_validate({"gpu": by_option}).pools()).flops == found[0].flops
 
     def test_address_and_folders_of_slurm_pools(self, home: Path) -> None:
         block = full_block(home)
