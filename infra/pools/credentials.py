@@ -63,7 +63,7 @@ def credential_files(security: Security, directory: Path) -> Iterator[Security]:
     process of this machine left behind is removed by the next one.
 
     Args:
-        security: Credentials in memory.
+        security: Credentials in memory or as paths.
         directory: Where to make a folder for the files.
 
     Raises:
@@ -85,7 +85,8 @@ def credential_files(security: Security, directory: Path) -> Iterator[Security]:
             paths[part] = folder / f"{part}.pem"
             descriptor = os.open(paths[part], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with open(descriptor, "w") as file:  # noqa: PTH123 - opened by descriptor, for its mode
-                file.write(worker[part])
+                # Dask's rule for what is a path.
+                file.write(worker[part] if "\n" in worker[part] else Path(worker[part]).read_text())
         yield Security(
             require_encryption=True,
             tls_ca_file=str(paths["ca_file"]),

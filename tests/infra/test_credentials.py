@@ -56,6 +56,12 @@ class TestFiles:
         finally:
             os.umask(before)
 
+    def test_hold_what_was_in_other_files(self, tmp_path: Path) -> None:
+        memory = temporary_security()
+        with credential_files(memory, tmp_path) as own, credential_files(own, tmp_path / "copies") as copies:
+            assert Path(copies.tls_worker_key).read_text() == memory.tls_worker_key
+            assert Path(copies.tls_ca_file).read_text() == memory.tls_ca_file
+
     def test_hold_what_was_in_memory(self, tmp_path: Path) -> None:
         memory = temporary_security()
         with credential_files(memory, tmp_path) as files:
