@@ -195,7 +195,7 @@ def local_pools(
 
     The `cpu` pool is one process whose tasks drive ffmpeg; it and its ffmpeg run at niceness 10, so that decoding ahead
     never takes cores from inference. The `gpu` pool is one process per CUDA device. Without a device it is one process
-    that computes on all usable cores; its threads sleep, not spin, while they wait.
+    that computes on all usable cores; its threads soon sleep, not spin, while they wait.
 
     Args:
         cpu_slots: Tasks the `cpu` pool runs at a time.
@@ -258,9 +258,8 @@ def thread_settings(count: int) -> dict[str, str]:
 
 def inference_settings(threads: int) -> dict[str, str]:
     """Environment in which torch computes with this many threads."""
-    # One malloc arena: in others glibc cannot keep large freed blocks, and inference pays page faults. GOMP_SPINCOUNT: a
-    # few microseconds of spinning bridge the pauses between the layers of a network, where falling asleep costs a
-    # twentieth of the speed.
+    # One malloc arena: in others glibc cannot keep large freed blocks, and inference pays page faults. A little
+    # spinning, microseconds, bridges the pauses between layers; falling asleep in each costs a twentieth of the speed.
     return {**thread_settings(threads), "MALLOC_ARENA_MAX": "1", "GOMP_SPINCOUNT": "1000"}
 
 
