@@ -74,7 +74,7 @@ export OPENBLAS_NUM_THREADS="4"
 export NUMEXPR_NUM_THREADS="4"
 export OMP_WAIT_POLICY="passive"
 export MALLOC_ARENA_MAX="1"
-export GOMP_SPINCOUNT="1000"
+export GOMP_SPINCOUNT="20000"
 export SUPERRES_WORKER_LOG="<home>/logs/<user>/superres-gpu-${SLURM_JOB_ID}.log"
 exec <python> -m infra.pools.node tls://10.0.0.1:8786 --name gpu-0 --nthreads 1 --memory-limit 0.93GiB\
  --death-timeout 60.0 --local-directory "${TMPDIR:-/tmp}" --pool gpu\
@@ -130,7 +130,7 @@ export OPENBLAS_NUM_THREADS="12"
 export NUMEXPR_NUM_THREADS="12"
 export OMP_WAIT_POLICY="passive"
 export MALLOC_ARENA_MAX="1"
-export GOMP_SPINCOUNT="1000"
+export GOMP_SPINCOUNT="20000"
 export MOTTO="say \\"hi\\", not \\`whoami\\` or C:\\\\n"
 export SUPERRES_WORKER_LOG="<home>/job-logs/superres-gpu-${SLURM_JOB_ID}.log"
 module load ffmpeg
