@@ -259,7 +259,9 @@ class PooledCluster(SpecCluster):
         else would end them.
         """
         own = {name: worker for name, worker in self.workers.items() if pool.owns(name)}
-        await pool.start.watch(own.values(), urgent=any(name in self._left for name in own))
+        # Urgent: what became of a worker that is missing, and where one runs that has just come.
+        news = (name in self._left or (name in self._joined and self.leases.latest(str(name)) is None) for name in own)
+        await pool.start.watch(own.values(), urgent=any(news))
         for name, worker in own.items():
             if pool.start.shared_directory and time.time() - self._left.get(name, math.inf) > RETURN_SECONDS:
                 worker.failure = f"it did not come back within {RETURN_SECONDS:.0f} s"

@@ -37,10 +37,8 @@ try:
 finally:
     signal.signal = _signal
 
-#: Seconds between two questions to Slurm while nothing is amiss, and when a worker was lost: its controller answers for
-#: the whole site.
+#: Seconds between two questions to Slurm while nothing is urgent: its controller answers for the whole site.
 _ASK_SECONDS: Final = 5.0
-_ASK_SOON_SECONDS: Final = 0.9
 
 #: Seconds to go on trying to submit a job while the controller does not answer.
 _CONTROLLER_PATIENCE: Final = 600.0
@@ -175,7 +173,7 @@ async def watch(jobs: Collection[SlurmJob], urgent: bool) -> None:
     running = [job for job in jobs if job.job_id and job.status == Status.running]
     if not running:
         return
-    if time.monotonic() - _Queue.asked >= (_ASK_SOON_SECONDS if urgent else _ASK_SECONDS):
+    if time.monotonic() - _Queue.asked >= (0 if urgent else _ASK_SECONDS):
         asked = time.monotonic()
         _Queue.asked, _Queue.rows = math.inf, None  # Nobody else asks meanwhile.
         try:
