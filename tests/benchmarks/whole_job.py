@@ -3,9 +3,8 @@
     python tests/benchmarks/whole_job.py [--seconds 60] [--size 640x360] [--model compact-x2] [--video FILE] [--json]
 
 The engine alone runs before and after each job on all frames of the clip, and the median of all its runs is compared
-with the median of the jobs: machines drift, and for seconds after a pause they are faster than they can stay. The job's
-rate leaves out start-up, which is reported apart. Beside them stands what the machine can do at most in a matrix
-product.
+with the median of the jobs: machines drift. The job's rate leaves out start-up, which is reported apart. Beside them
+stands what the machine can do at most in a matrix product.
 """
 
 from __future__ import annotations

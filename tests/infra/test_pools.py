@@ -142,6 +142,7 @@ class TestWorkers:
         worker_pid(pools, "cpu-0")
         assert "OMP_WAIT_POLICY" not in os.environ
         assert "MALLOC_ARENA_MAX" not in os.environ
+        assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
 
     def test_everything_listens_on_loopback(self, pools: PooledCluster) -> None:
         pids = [os.getpid(), worker_pid(pools, "cpu-0"), worker_pid(pools, "gpu-0")]

@@ -152,6 +152,7 @@ class TestFaults:
             script = f"echo >> {tmp_path}/starts-$SLURM_JOB_ID; exec sleep 1234"
             dark, apart = (submit(cluster, script, f"--nodelist=cpu-{index}") for index in (1, 2))
             for number in (dark, apart):
+                reaches(cluster, number, "RUNNING")
                 # Slurm calls a job running a moment before its script begins.
                 eventually(lambda n=number: (tmp_path / f"starts-{n}").exists())
             cluster.kill_node("cpu-1", with_jobs=True)
