@@ -62,6 +62,9 @@ SCHEDULER_CONFIG: Final[dict[str, Any]] = {
 #: Workers of a pool that may fail to start, one after the other, before its tasks fail.
 MAXIMUM_FAILED_STARTS: Final = 3
 
+#: The same for workers whose job somebody else ended before they were up: that is no fault of theirs.
+MAXIMUM_TAKEN_STARTS: Final = 20
+
 #: Seconds a worker whose batch job goes on may be unconnected: a nanny needs some to start a process anew.
 RETURN_SECONDS: Final = 20.0
 
@@ -112,6 +115,7 @@ class PooledCluster(SpecCluster):
         self._interval = interval
         self._adaptives: list[PoolAdaptive] = []
         self._failed_starts: Counter[str] = Counter()
+        self._taken_starts: Counter[str] = Counter()
         self._last_failure: dict[str, str] = {}
         self._names_used: set[str] = set()
         self._broken: dict[str, PoolError] = {}
@@ -268,7 +272,9 @@ class PooledCluster(SpecCluster):
                 await worker.close()
             if worker.status in (Status.failed, Status.closed) and name in self.worker_spec:
                 await self._drop(pool, name, worker)
-        if self._failed_starts[pool.name] >= MAXIMUM_FAILED_STARTS and pool.name not in self._broken:
+        hopeless = self._failed_starts[pool.name] >= MAXIMUM_FAILED_STARTS
+        hopeless |= self._taken_starts[pool.name] >= MAXIMUM_TAKEN_STARTS
+        if hopeless and pool.name not in self._broken:
             self._give_up(pool)
         if pool.name in self._broken:
             for name in [name for name in self.worker_spec if pool.owns(name)]:
@@ -281,9 +287,10 @@ class PooledCluster(SpecCluster):
         reason = getattr(worker, "failure", "") or "it ended by itself"
         logger.warning("%s is gone: %s", self.place_of(str(name)), reason)
         if name in self._joined:
-            self._failed_starts[pool.name] = 0
+            self._failed_starts[pool.name] = self._taken_starts[pool.name] = 0
         else:
-            self._failed_starts[pool.name] += 1
+            starts = self._taken_starts if getattr(worker, "taken", False) else self._failed_starts
+            starts[pool.name] += 1
             self._last_failure[pool.name] = reason
         del self.workers[name]
         if pool.start.shared_directory:
@@ -297,7 +304,8 @@ class PooledCluster(SpecCluster):
 
     def _give_up(self, pool: Pool) -> None:
         error = PoolError(
-            f"workers of pool {pool.name!r} failed to start {self._failed_starts[pool.name]} times in a row: "
+            f"workers of pool {pool.name!r} failed to start "
+            f"{self._failed_starts[pool.name] + self._taken_starts[pool.name]} times in a row: "
             + self._last_failure[pool.name],
             "Look at the output above or in the log for the reason; memory and disk space are the usual ones",
         )

@@ -56,6 +56,9 @@ _ALIVE: Final = frozenset(
     {"PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "REQUEUED", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"}
 )
 
+#: States of a job that ended for no reason of its own: an administrator, a job of higher rank or the node.
+_TAKEN: Final = frozenset({"CANCELLED", "PREEMPTED", "NODE_FAIL"})
+
 _STARTED_NEVER: Final = frozenset({"N/A", "Unknown", "NONE", ""})
 
 
@@ -69,6 +72,7 @@ class SlurmJob(SLURMJob):
     Attributes:
         state: Slurm's word for the state of the job.
         failure: Why there is no such job any more.
+        taken: It was ended from outside.
         node: The node it runs on, once it does.
     """
 
@@ -79,6 +83,7 @@ class SlurmJob(SLURMJob):
         self.pool = pool
         self.state = "SUBMITTING"
         self.failure = ""
+        self.taken = False
         self.node = ""
         self._log = log
         self._submitted = math.inf
@@ -137,6 +142,7 @@ class SlurmJob(SLURMJob):
             lease.started, lease.node, lease.job, lease.log = row.started, self.node, str(self.job_id), self.log
         if self.state not in _ALIVE:
             self.status = Status.failed
+            self.taken = self.state in _TAKEN
             on = f" on {self.node}" if self.node else ""
             why = f"{self.state}, {row.reason}" if row and row.reason not in ("None", "") else self.state
             self.failure = f"Slurm job {self.job_id}{on} ended: {why}; its log is {self.log}"

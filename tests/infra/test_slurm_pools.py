@@ -23,6 +23,7 @@ from prefect.client.schemas.objects import State
 
 from infra.pools import Pool, PooledCluster, SlurmWorker, open_pools
 from infra.pools import cluster as cluster_module
+from infra.pools.cluster import MAXIMUM_FAILED_STARTS
 from infra.pools.slurm import slurm_environment
 from infra.prefect_server import Api, ensure_api
 from infra.slurm import LocalSlurm, Partition, SlurmDescription, Timings
@@ -300,6 +301,21 @@ class TestRefusals:
         cpu, gpu = site.pools(prologue=("exit 3",))
         with site.open((cpu, gpu)), pytest.raises(PoolError, match=r"failed to start 3 times .* FAILED.*its log is"):
             flows.poisoned(1, str(site.log))
+
+    def test_jobs_taken_before_they_are_up_are_replaced(self, site: Site) -> None:
+        taken: set[int] = set()
+        with site.open(), Accidents(lambda: self.take(site, taken), MAXIMUM_FAILED_STARTS + 1, random.Random(), 0.2):
+            assert flows.stream(2, [0.1, 0.1, 0.1], str(site.log)) == [0, 1]
+        assert len(taken) >= MAXIMUM_FAILED_STARTS + 1
+
+    @staticmethod
+    def take(site: Site, taken: set[int]) -> int:
+        """Cancel jobs before their workers can have joined: a moment ago they were not there."""
+        victims = site.alive() - taken
+        for job in victims:
+            site.slurm.run("scancel", str(job))
+        taken |= victims
+        return len(victims)
 
 
 class Accidents:
