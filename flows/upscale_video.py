@@ -65,7 +65,7 @@ _TABLE_ROWS: Final = 1000
 
 #: Seconds between two looks at the progress, and between two updates of the progress artifact in the UI.
 _LOOK_SECONDS: Final = 1.0
-_ARTIFACT_SECONDS: Final = 5.0
+_ARTIFACT_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True)

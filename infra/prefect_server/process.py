@@ -150,6 +150,8 @@ def serve(settings: dict[str, Any]) -> None:
                 os.close(settings["ready"])
 
     lock_from_the_start()
+    if not settings["ui"]:
+        without_background_tasks()
     app = create_app(ephemeral=not settings["ui"], final=True)
     server = Server(
         uvicorn.Config(
@@ -179,6 +181,16 @@ def lock_from_the_start() -> None:
         return begin(self, session, with_for_update=True)
 
     AioSqliteConfiguration.begin_transaction = begin_locked  # type: ignore[method-assign]
+
+
+def without_background_tasks() -> None:
+    """Leave out the queue of tasks that tidy up after deployments and deleted runs.
+
+    A server for one command has neither, and the queue's worker looks for tasks forty times a second.
+    """
+    from prefect.server.api import server
+
+    server.background_worker = lambda *_, **__: contextlib.nullcontext()  # type: ignore[assignment]
 
 
 def _end_with_user(server: Any) -> None:
