@@ -38,7 +38,7 @@ from tasks.request import CheckedRequest, UpscaleRequest
 
 #: Versions of what the extract and upscale stages write; part of every chunk key. Raise one when its output changes.
 EXTRACT_VERSION: Final = 1
-UPSCALE_VERSION: Final = 1
+UPSCALE_VERSION: Final = 2
 
 
 @dataclass(frozen=True)

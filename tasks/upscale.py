@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -70,18 +73,21 @@ def upscale_chunk(plan: Plan, chunk: Chunk) -> StageReport:
 
 def run_engine(engine: Engine, reader: ChunkReader, writer: ChunkWriter, first_frame: int) -> None:
     """Pass all frames of `reader` through `engine` into `writer`, with reading and writing in threads of their own."""
-    batches = reader.batches(engine.batch)
     written: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1, "read") as reading, ThreadPoolExecutor(1, "write") as writing:
-        ahead = reading.submit(next, batches, None)
-        while (frames := ahead.result()) is not None:
-            ahead = reading.submit(next, batches, None)
-            written.append(writing.submit(writer.write, engine.upscale(frames, first_frame)))
-            first_frame += len(frames)
+        for frames in engine.stream(_read_ahead(reader.batches(engine.feed), reading), first_frame):
+            written.append(writing.submit(writer.write, frames))
             if len(written) > _WRITES_PENDING:
                 written.popleft().result()
         for write in written:
             write.result()
+
+
+def _read_ahead(batches: Iterator[NDArray[np.uint8]], reading: ThreadPoolExecutor) -> Iterator[NDArray[np.uint8]]:
+    ahead = reading.submit(next, batches, None)
+    while (frames := ahead.result()) is not None:
+        ahead = reading.submit(next, batches, None)
+        yield frames
 
 
 @lru_cache(maxsize=1)

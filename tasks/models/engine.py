@@ -15,10 +15,13 @@ import math
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +33,7 @@ from torch import Tensor
 from tasks.errors import FrameError, ModelError, SettingsError
 from tasks.media.colour import PlanesToRgb, RgbToPlanes
 from tasks.media.pixels import PictureFormat
-from tasks.models import networks
+from tasks.models.backends import Backend, choose_backend, make_backend
 from tasks.models.cards import ModelCard, all_cards
 from tasks.models.state import load_state
 
@@ -46,12 +49,6 @@ SMALLEST_TILE: Final = 32
 _PIXELS_PER_BATCH: Final = 2 << 20
 _LARGEST_BATCH: Final = 8
 
-#: On a CPU, activations of an `srvgg` network larger than this are cut into strips (see `low_resolution_output`).
-#: Outside the main thread glibc cannot keep a freed block of 64 MiB or more, whatever it is told: it would be mapped
-#: and cleared anew for every layer. Below that, strips would only cost the copying of their borders.
-_WHOLE_BYTES: Final = 48 << 20
-_STRIP_BYTES: Final = 8 << 20
-
 
 @dataclass(frozen=True)
 class EngineDescription:
@@ -61,6 +58,8 @@ class EngineDescription:
     """Name of the model card."""
     device: str
     """Name of the GPU, or of the CPU."""
+    backend: str
+    """What runs the network, a word of `BACKENDS`."""
     precision: str
     """`fp32`, `fp16` or `bf16`."""
     threads: int | None
@@ -68,7 +67,7 @@ class EngineDescription:
     tile: int | None
     """Edge of a tile in input pixels, `None` if frames are processed whole."""
     batch: int
-    """Frames per pass."""
+    """Frames per pass of a GPU; frames side by side on a CPU."""
 
 
 class Engine:
@@ -82,6 +81,9 @@ class Engine:
     On a GPU, cuDNN's choice of algorithms is by rule and not by timing, so that the same chunk gives the same bytes
     tomorrow; `autotune=True` gives that up for speed.
 
+    On a CPU, OpenVINO computes as many frames side by side as there are threads, if memory allows: no thread ever waits
+    for another one to end its part of a layer.
+
     One thread at a time may use an engine; others wait.
 
     Args:
@@ -89,17 +91,19 @@ class Engine:
         source: Frames given to `upscale`.
         target: Frames to return. Any size up to the network's scale along each axis.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+        backend: `auto` (`openvino` on a CPU, `torch` on a GPU), `torch` or `openvino`.
         precision: `auto` (`fp16` on a GPU, `fp32` on the CPU), `fp32`, `fp16` or `bf16`. A frame whose result is not
             finite in half precision is repeated in `bf16`, then in `fp32`.
         threads: CPU threads, by default as many as torch takes.
         tile: Edge of a tile in input pixels, `None` to choose by free memory.
-        batch: Frames per pass on a GPU, `None` to choose by frame size and free memory. The CPU takes one at a time.
+        batch: Frames per pass on a GPU, frames side by side on a CPU with OpenVINO; `None` to choose by frame size and
+            free memory.
         reuse: Return a copy if a frame equals the one before it byte for byte.
         autotune: Let cuDNN time its algorithms; results may then differ by one code value between processes.
 
     Raises:
         ModelError: The network enlarges less than asked, or its weights are missing or damaged.
-        SettingsError: No such device, or it cannot do what is asked.
+        SettingsError: No such device or backend, or it cannot do what is asked.
         UnsupportedSourceError: The colour description is not supported.
     """
 
@@ -110,6 +114,7 @@ class Engine:
         target: PictureFormat,
         *,
         device: str = "auto",
+        backend: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
         tile: int | None = None,
@@ -126,27 +131,47 @@ class Engine:
         self.target = target
         self.device = _device(device)
         self.precision = _precision(precision, self.device)
-        self._threads = threads if self.device.type == "cpu" else None
+        self._backend = choose_backend(backend, self.device)
         self._reuse = reuse
         self._autotune = autotune
         self._lock = threading.Lock()
+        self._threads: int | None = None
+        self._batch = 1
         if self.device.type == "cpu":
             keep_freed_memory()
-        self._networks: dict[str, torch.nn.Module] = {}
-        self._state = load_state(card)
-        with self._settings():
-            self._network(self.precision)
+            self._threads = threads or torch.get_num_threads()
+            if self._backend == "openvino":
+                self._batch = min(batch or self._threads, self._threads)
+        else:
+            pixels = source.width * source.height
+            self._batch = batch or max(1, min(_LARGEST_BATCH, _PIXELS_PER_BATCH // pixels))
         self._to_rgb = PlanesToRgb(source, self.device)
         self._to_planes = RgbToPlanes(target, self.device)
         self._overlap = card.receptive_field if card.architecture == "srvgg" else RRDB_OVERLAP
         self._overlap += -self._overlap % card.size_multiple
         self._tile = tile
-        self._batch = 1
-        if self.device.type == "cuda":
-            pixels = source.width * source.height
-            self._batch = batch or max(1, min(_LARGEST_BATCH, _PIXELS_PER_BATCH // pixels))
+        self._tile_lock = threading.Lock()
         self._fit_into_memory(choose_batch=batch is None, choose_tile=tile is None)
+        self._state = load_state(card)
+        self._networks: dict[str, Backend] = {}
+        with self._settings():
+            self._network(self.precision)
         self._last: tuple[np.ndarray, np.ndarray] | None = None
+
+    @cached_property
+    def _side_by_side(self) -> ThreadPoolExecutor:
+        """Threads that each take a frame from planes to planes, and share the threads of this engine evenly."""
+        assert self._threads is not None
+        share, everywhere = self._threads // self._batch, torch.get_num_threads()
+        pool, all_set = ThreadPoolExecutor(self._batch, "frame"), threading.Barrier(self._batch)
+
+        def set_threads() -> None:
+            torch.set_num_threads(share)
+            all_set.wait()  # So that each thread does it once.
+
+        list(pool.map(lambda _: set_threads(), range(self._batch)))
+        torch.set_num_threads(everywhere)  # What threads to come will start with; those above have their own number.
+        return pool
 
     @property
     def tile(self) -> int | None:
@@ -155,8 +180,13 @@ class Engine:
 
     @property
     def batch(self) -> int:
-        """Frames per pass."""
+        """Frames that `upscale` takes at a time best."""
         return self._batch
+
+    @property
+    def feed(self) -> int:
+        """Frames that a batch given to `stream` should have."""
+        return 1 if self.device.type == "cpu" else 4 * self._batch
 
     @property
     def flop_per_frame(self) -> int:
@@ -169,8 +199,9 @@ class Engine:
         return EngineDescription(
             model=self.card.name,
             device=device_name(self.device),
+            backend=self._backend,
             precision=self.precision,
-            threads=(self._threads or torch.get_num_threads()) if self.device.type == "cpu" else None,
+            threads=self._threads,
             tile=self._tile,
             batch=self._batch,
         )
@@ -182,8 +213,13 @@ class Engine:
             Seconds it took.
         """
         started = time.perf_counter()
-        with self._lock, self._settings():
-            self._upscale_distinct(np.full((self._batch, self.source.frame_bytes), 128, np.uint8), 0)
+        grey = np.full((self._batch, self.source.frame_bytes), 128, np.uint8)
+        with self._lock:
+            if self.device.type == "cpu":
+                list(self._side_by_side.map(self._upscale_on_cpu, grey, range(self._batch)))
+            else:
+                with self._settings():
+                    self._upscale_on_gpu(grey, np.empty((self._batch, self.target.frame_bytes), np.uint8), 0)
         return time.perf_counter() - started
 
     def upscale(self, frames: np.ndarray, first_frame: int = 0) -> np.ndarray:
@@ -200,20 +236,37 @@ class Engine:
             FrameError: A frame does not fit into memory even in the smallest tiles, or its result is not finite.
             ValueError: `frames` has another shape or type.
         """
-        if frames.dtype != np.uint8 or frames.ndim != 2 or frames.shape[1] != self.source.frame_bytes:
-            raise ValueError(f"frames are {frames.dtype} {frames.shape}, not uint8 (n, {self.source.frame_bytes})")
         result = np.empty((len(frames), self.target.frame_bytes), np.uint8)
-        if len(frames) == 0:
-            return result
-        with self._lock, self._settings():
-            distinct, origin = self._distinct(frames)
-            results = self._upscale_distinct(frames[distinct] if len(distinct) < len(frames) else frames, first_frame)
-            for i, source in enumerate(origin):
-                assert source >= 0 or self._last is not None
-                result[i] = results[source] if source >= 0 else self._last[1]  # type: ignore[index]
-            if self._reuse:
-                self._last = (frames[-1].copy(), result[-1].copy())
+        done = 0
+        for part in self.stream([frames], first_frame):
+            result[done : done + len(part)] = part
+            done += len(part)
         return result
+
+    def stream(self, batches: Iterable[np.ndarray], first_frame: int = 0) -> Iterator[np.ndarray]:
+        """Enlarge frames as they come, so that the device has the next ones while the caller sees to the last ones.
+
+        Args:
+            batches: uint8 `[n, source.frame_bytes]` each, any n; not changed by the caller afterwards.
+            first_frame: Index of the first frame in the source, for error messages.
+
+        Yields:
+            uint8 `[n, target.frame_bytes]`, in order, in other portions than they came in. Read-only by convention: an
+            array may be yielded again for a frame that is repeated.
+
+        Raises:
+            FrameError: A frame does not fit into memory even in the smallest tiles, or its result is not finite.
+            ValueError: A batch has another shape or type.
+        """
+        with self._lock:
+            checked = self._checked(batches)
+            yield from (self._stream_on_cpu if self.device.type == "cpu" else self._stream_on_gpu)(checked, first_frame)
+
+    def _checked(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for frames in batches:
+            if frames.dtype != np.uint8 or frames.ndim != 2 or frames.shape[1] != self.source.frame_bytes:
+                raise ValueError(f"frames are {frames.dtype} {frames.shape}, not uint8 (n, {self.source.frame_bytes})")
+            yield frames
 
     def upscale_rgb(self, frames: np.ndarray) -> np.ndarray:
         """Enlarge RGB images of any size by the network's scale.
@@ -262,15 +315,56 @@ class Engine:
             before = frame
         return distinct, origin
 
-    def _upscale_distinct(self, frames: np.ndarray, first_frame: int) -> np.ndarray:
+    def _stream_on_cpu(self, batches: Iterable[np.ndarray], first_frame: int) -> Iterator[np.ndarray]:
+        """One frame at a time, or as many as there are streams."""
+        pending: deque[Future[np.ndarray]] = deque()
+        before, result = None, Future[np.ndarray]()
+        if self._last is not None:
+            before = self._last[0]
+            result.set_result(self._last[1])
+        try:
+            for index, frame in enumerate(chain.from_iterable(batches), first_frame):
+                if before is None or not self._reuse or not np.array_equal(frame, before):
+                    result = self._side_by_side.submit(self._upscale_on_cpu, frame, index)
+                before = frame
+                pending.append(result)
+                if len(pending) > self._batch:  # One more than can be computed: nobody waits for the caller.
+                    yield pending.popleft().result()[None]
+            while pending:
+                yield pending.popleft().result()[None]
+            if before is not None:
+                self._last = before.copy(), result.result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def _upscale_on_cpu(self, frame: np.ndarray, index: int) -> np.ndarray:
+        with torch.inference_mode():
+            planes = torch.from_numpy(frame[None].copy())  # Of its own: the caller's may be read-only.
+            return self._until_finite(planes, self._convert, index)[0].numpy()
+
+    def _stream_on_gpu(self, batches: Iterable[np.ndarray], first_frame: int) -> Iterator[np.ndarray]:
+        """A batch as it came at a time; the larger, the more of the transfers are hidden behind the computation."""
+        for frames in batches:
+            if len(frames) == 0:
+                continue
+            with self._settings():
+                result = self._upscale_batch(frames, first_frame)
+            if self._reuse:
+                self._last = frames[-1].copy(), result[-1].copy()
+            first_frame += len(frames)
+            yield result
+
+    def _upscale_batch(self, frames: np.ndarray, first_frame: int) -> np.ndarray:
+        distinct, origin = self._distinct(frames)
+        results = np.empty((len(distinct), self.target.frame_bytes), np.uint8)
+        self._upscale_on_gpu(frames[distinct] if len(distinct) < len(frames) else frames, results, first_frame)
+        if len(distinct) == len(frames):
+            return results
         result = np.empty((len(frames), self.target.frame_bytes), np.uint8)
-        if self.device.type == "cpu":
-            out = torch.from_numpy(result)
-            for i in range(len(frames)):
-                frame = torch.from_numpy(frames[i : i + 1].copy())  # of its own: the caller's may be read-only
-                out[i] = self._until_finite(frame, self._convert, first_frame + i)[0]
-            return result
-        self._upscale_on_gpu(frames, result, first_frame)
+        for i, source in enumerate(origin):
+            assert source >= 0 or self._last is not None
+            result[i] = results[source] if source >= 0 else self._last[1]  # type: ignore[index]
         return result
 
     def _convert(self, frames: Tensor, precision: str) -> tuple[Tensor, Tensor]:
@@ -294,8 +388,7 @@ class Engine:
         """
         h, w = rgb.shape[2:]
         rgb = _pad_to_multiple(rgb, self.card.size_multiple)
-        rgb = rgb.to(PRECISIONS[precision]).contiguous(memory_format=torch.channels_last)
-        output = self._tiled(rgb, self._network(precision))
+        output = self._tiled(rgb.to(PRECISIONS[precision]), self._network(precision))
         # A sum is finite only if every value is (and none is so large that it would be wrong anyway).
         finite = torch.isfinite(output.sum(dim=(1, 2, 3), dtype=torch.float32))
         if self.card.architecture == "rrdb":
@@ -306,36 +399,28 @@ class Engine:
         """What the network gave as float32 `[n, 3, H, W]`."""
         return F.pixel_shuffle(output, self.card.scale) if self.card.architecture == "srvgg" else output
 
-    def _tiled(self, x: Tensor, network: torch.nn.Module) -> Tensor:
+    def _tiled(self, x: Tensor, network: Backend) -> Tensor:
         """Run the network whole or in tiles; an `srvgg` network without its pixel shuffle."""
-        srvgg = self.card.architecture == "srvgg"
-
-        def run(part: Tensor) -> Tensor:
-            if not srvgg:
-                return network(part)
-            row_bytes = part.shape[0] * part.shape[3] * self.card.num_feat * part.element_size()
-            large = self.device.type == "cpu" and row_bytes * part.shape[2] > _WHOLE_BYTES
-            rows = max(8, _STRIP_BYTES // row_bytes) if large else None
-            return networks.low_resolution_output(network, part, rows)
-
+        tile = self._tile  # Another thread may find that memory does not suffice.
         n, _, h, w = x.shape
-        if self._tile is None or (h <= self._tile and w <= self._tile):
-            return run(x)
+        if tile is None or (h <= tile and w <= tile):
+            return network.run(x)
+        srvgg = self.card.architecture == "srvgg"
         scale = 1 if srvgg else self.card.scale
         channels = 3 * self.card.scale**2 if srvgg else 3
-        result = torch.empty(
-            (n, channels, h * scale, w * scale), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-        )
-        step = self._tile + -self._tile % self.card.size_multiple
+        # In the order in which a network gives its values: what comes after it adds in an order that depends on it.
+        order = torch.channels_last if network.channels_last else torch.contiguous_format
+        size = (n, channels, h * scale, w * scale)
+        result = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=order)
+        step = tile + -tile % self.card.size_multiple
         for top in range(0, h, step):
             for left in range(0, w, step):
                 bottom, right = min(h, top + step), min(w, left + step)
                 y, x0 = max(0, top - self._overlap), max(0, left - self._overlap)
-                part = x[:, :, y : bottom + self._overlap, x0 : right + self._overlap]
-                tile = run(part.contiguous(memory_format=torch.channels_last))
+                part = network.run(x[:, :, y : bottom + self._overlap, x0 : right + self._overlap])
                 rows = slice((top - y) * scale, (bottom - y) * scale)
                 columns = slice((left - x0) * scale, (right - x0) * scale)
-                result[:, :, top * scale : bottom * scale, left * scale : right * scale] = tile[:, :, rows, columns]
+                result[:, :, top * scale : bottom * scale, left * scale : right * scale] = part[:, :, rows, columns]
         return result
 
     def _until_finite(
@@ -369,12 +454,15 @@ class Engine:
             FrameError: It does not with the smallest.
         """
         while True:
+            tile = self._tile
             try:
                 return work()
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                self._halve_tile(index, error)
+                with self._tile_lock:
+                    if self._tile == tile:  # Else another thread has made it smaller meanwhile.
+                        self._halve_tile(index, error)
 
     def _halve_tile(self, index: int, cause: BaseException) -> None:
         longest = max(self.source.width, self.source.height)
@@ -449,13 +537,18 @@ class Engine:
             collect()
         return position
 
-    def _network(self, precision: str) -> torch.nn.Module:
+    def _network(self, precision: str) -> Backend:
         """The network in `precision` on the device, built when first needed."""
         if precision not in self._networks:
-            network = networks.build(self.card)
-            network.load_state_dict(self._state)
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self._networks[precision] = network.to(device=self.device, dtype=PRECISIONS[precision])
+            self._networks[precision] = make_backend(
+                self._backend,
+                self.card,
+                self._state,
+                self.device,
+                PRECISIONS[precision],
+                threads=self._threads or 1,
+                streams=self._batch,
+            )
         return self._networks[precision]
 
     def _fit_into_memory(self, choose_batch: bool, choose_tile: bool) -> None:
@@ -463,7 +556,7 @@ class Engine:
         free = free_memory(self.device)
         around = 4 * (6 * self.source.width * self.source.height + 9 * self.target.width * self.target.height)
         around += 4 * 6 * self.card.scale**2 * self.source.width * self.source.height
-        per_pixel = _network_bytes_per_pixel(self.card, self.device, PRECISIONS[self.precision])
+        per_pixel = _network_bytes_per_pixel(self.card, self._backend, self.device, PRECISIONS[self.precision])
         pixels = self.source.width * self.source.height
         while choose_batch and self._batch > 1 and self._batch * (around + per_pixel * pixels) > free:
             self._batch //= 2
@@ -556,17 +649,19 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     text = str(error).lower()
-    return any(sign in text for sign in ("out of memory", "can't allocate memory", "cannot allocate", "alloc_failed"))
+    signs = ("out of memory", "can't allocate memory", "cannot allocate", "alloc_failed", "bad_alloc")
+    return any(sign in text for sign in signs)
 
 
-def _network_bytes_per_pixel(card: ModelCard, device: torch.device, dtype: torch.dtype) -> int:
+def _network_bytes_per_pixel(card: ModelCard, backend: str, device: torch.device, dtype: torch.dtype) -> int:
     """Most memory a network holds at a time, per input pixel.
 
-    `srvgg`: three activations of `num_feat` channels (on a CPU mere strips of them) and the last layer. `rrdb`: three
-    activations at the output's resolution, and below it a dense block with the copies its concatenations make.
+    `srvgg`: three activations of `num_feat` channels (torch on a CPU holds mere strips) and the last layer. `rrdb`:
+    three activations at the output's resolution, and below it a dense block with the copies its concatenations make.
     """
     if card.architecture == "srvgg":
-        values = (0 if device.type == "cpu" else 3 * card.num_feat) + 2 * 3 * card.scale**2
+        strips = backend == "torch" and device.type == "cpu"
+        values = (0 if strips else 3 * card.num_feat) + 2 * 3 * card.scale**2
     else:
         block = 4 * card.num_feat + 14 * card.num_grow
         values = (3 * 16 * card.num_feat + block) // card.size_multiple**2
@@ -620,18 +715,23 @@ def device_name(device: torch.device) -> str:
     return platform.machine()
 
 
-def matmul_peak(device: torch.device | str = "cpu", precision: str = "fp32", seconds: float = 1.0) -> float:
+def matmul_peak(
+    device: torch.device | str = "cpu", precision: str = "fp32", seconds: float = 1.0, threads: int | None = None
+) -> float:
     """The fastest matrix product this device did in `seconds` of trying: the yardstick for the network's speed.
 
     Args:
         device: Where.
         precision: A key of `PRECISIONS`.
         seconds: For how long.
+        threads: CPU threads, by default as many as torch takes.
 
     Returns:
         FLOP/s.
     """
     device = torch.device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
     size = 8192 if device.type == "cuda" else 1536
     a, b = (torch.rand(size, size, device=device).to(PRECISIONS[precision]) for _ in range(2))
     torch.mm(a, b)

@@ -44,10 +44,10 @@ def measure(
     wanted = source.resized(*(target or (size[0] * card.scale, size[1] * card.scale)))
     engine = Engine(card, source, wanted, reuse=False, **options)
     warm_up = engine.warm_up()
-    call = max(1, 4 * engine.batch if engine.device.type == "cuda" else 1)
+    call = 4 * engine.batch if engine.batch > 1 else 1
     frames = np.random.default_rng(0).integers(16, 236, (call, source.frame_bytes), dtype=np.uint8)
     engine.upscale(frames)
-    peak_before = matmul_peak(engine.device, engine.precision)
+    peak_before = matmul_peak(engine.device, engine.precision, threads=engine.description.threads)
     wall: list[float] = []
     processor: list[float] = []
     deadline = time.perf_counter() + seconds
@@ -56,7 +56,7 @@ def measure(
         engine.upscale(frames)
         wall.append((time.perf_counter() - started) / call)
         processor.append((time.process_time() - used) / call)
-    peak = max(peak_before, matmul_peak(engine.device, engine.precision))
+    peak = max(peak_before, matmul_peak(engine.device, engine.precision, threads=engine.description.threads))
     rate = 1 / median(wall)
     return {
         **asdict(engine.description),
@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--target", help="result size, by default the network's own")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long to measure")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--backend", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--tile", type=int)
@@ -118,7 +119,8 @@ def main() -> None:
         columns, rows = (int(side) for side in arguments.target.split("x"))
         target = (columns, rows)
     options = {
-        name: getattr(arguments, name) for name in ("device", "precision", "threads", "tile", "batch", "autotune")
+        name: getattr(arguments, name)
+        for name in ("device", "backend", "precision", "threads", "tile", "batch", "autotune")
     }
     reference = {}
     if arguments.reference:

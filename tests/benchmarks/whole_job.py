@@ -73,11 +73,11 @@ def measure_engine(clip: Path, model: str) -> dict[str, Any]:
     while block := list(itertools.islice(decoded, _BLOCK_FRAMES)):
         frames = np.stack(block)
         started = time.perf_counter()
-        for first in range(0, len(frames), engine.batch):
-            engine.upscale(frames[first : first + engine.batch])
+        engine.upscale(frames)
         seconds += time.perf_counter() - started
     rate = len(table) / seconds
-    return {"frames_per_second": rate, "flops": rate * engine.flop_per_frame, "matmul_peak": matmul_peak(engine.device)}
+    peak = matmul_peak(engine.device, threads=engine.description.threads)
+    return {"frames_per_second": rate, "flops": rate * engine.flop_per_frame, "matmul_peak": peak}
 
 
 def whole_job(clip: Path, model: str, scale: int, folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from tasks.errors import FrameError, ModelError, SettingsError
 from tasks.media.colour import PlanesToRgb, RgbToPlanes
 from tasks.models import engine as engine_module
 from tasks.models import networks, weights
+from tasks.models.backends import BACKENDS, torch_network
+from tasks.models.backends.openvino_network import OpenVinoNetwork
+from tasks.models.backends.torch_network import TorchNetwork
 from tasks.models.cards import ModelCard, find_model
 from tasks.models.engine import Engine, matmul_peak
 from tasks.models.state import load_state
@@ -28,6 +31,11 @@ SHARED_WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 def make_engine(
@@ -57,10 +65,12 @@ def official_card(name: str, monkeypatch: pytest.MonkeyPatch) -> ModelCard:
 
 
 @pytest.mark.parametrize("name", ["compact-x2", "compact-x4", "realesr-animevideov3"])
-def test_equals_the_official_implementation(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_the_official_implementation(
+    name: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     card = official_card(name, monkeypatch)
     image = picture(90, 110)
-    ours = make_engine(card).upscale_rgb(image[None])[0]
+    ours = make_engine(card, backend=backend).upscale_rgb(image[None])[0]
     theirs = official(card, tmp_path)(image)
     assert ours.shape == theirs.shape == (90 * card.scale, 110 * card.scale, 3)
     difference = np.abs(ours.astype(int) - theirs)
@@ -69,21 +79,24 @@ def test_equals_the_official_implementation(name: str, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 16), (16, 17), (33, 21)])
-def test_odd_sizes_of_networks_that_need_even_ones(rrdb_x2: ModelCard, size: tuple[int, int], tmp_path: Path) -> None:
+def test_odd_sizes_of_networks_that_need_even_ones(
+    rrdb_x2: ModelCard, backend: str, size: tuple[int, int], tmp_path: Path
+) -> None:
     image = picture(*size)
-    ours = make_engine(rrdb_x2).upscale_rgb(image[None])[0]
+    ours = make_engine(rrdb_x2, backend=backend).upscale_rgb(image[None])[0]
     assert ours.shape == (2 * size[0], 2 * size[1], 3)
     assert np.abs(ours.astype(int) - official(rrdb_x2, tmp_path)(image)).max() <= 1
-    engine = make_engine(rrdb_x2, (size[1], size[0]))
+    engine = make_engine(rrdb_x2, (size[1], size[0]), backend=backend)
     frames = yuv_frames(engine.source, 1)
     assert engine.upscale(frames).shape == (1, engine.target.frame_bytes)
 
 
 @pytest.mark.parametrize("tile", [32, 64, 101])
 @pytest.mark.parametrize("model", ["srvgg_x2", "srvgg_x4"])
-def test_tiles_change_no_bit(model: str, tile: int, request: pytest.FixtureRequest) -> None:
+def test_tiles_change_no_bit(model: str, tile: int, backend: str, request: pytest.FixtureRequest) -> None:
     card = request.getfixturevalue(model)
-    whole, tiled = make_engine(card, (150, 131)), make_engine(card, (150, 131), tile=tile)
+    whole = make_engine(card, (150, 131), backend=backend)
+    tiled = make_engine(card, (150, 131), backend=backend, tile=tile)
     frames = yuv_frames(whole.source, 1)
     assert whole.tile is None
     assert tiled.tile == tile
@@ -93,35 +106,37 @@ def test_tiles_change_no_bit(model: str, tile: int, request: pytest.FixtureReque
 
 
 def test_strips_change_no_bit(srvgg_x2: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = make_engine(srvgg_x2, (150, 131), reuse=False)
+    engine = make_engine(srvgg_x2, (150, 131), backend="torch", reuse=False)
     frames = yuv_frames(engine.source, 1)
     whole = engine.upscale(frames)
-    monkeypatch.setattr(engine_module, "_WHOLE_BYTES", 0)
-    monkeypatch.setattr(engine_module, "_STRIP_BYTES", 1 << 18)
+    monkeypatch.setattr(torch_network, "_WHOLE_BYTES", 0)
+    monkeypatch.setattr(torch_network, "_STRIP_BYTES", 1 << 18)
     np.testing.assert_array_equal(engine.upscale(frames), whole)
 
 
 @pytest.mark.parametrize("model", ["rrdb_x2", "rrdb_x4"])
-def test_tiles_of_dense_networks_overlap_widely(model: str, request: pytest.FixtureRequest) -> None:
+def test_tiles_of_dense_networks_overlap_widely(model: str, backend: str, request: pytest.FixtureRequest) -> None:
     card = request.getfixturevalue(model)
     image = picture(75, 90)[None]
-    whole, tiled = (make_engine(card, (90, 75), tile=tile).upscale_rgb(image) for tile in (None, 33))
+    engines = (make_engine(card, (90, 75), backend=backend, tile=tile) for tile in (None, 33))
+    whole, tiled = (engine.upscale_rgb(image) for engine in engines)
     assert np.abs(whole.astype(int) - tiled).max() <= 1
 
 
-def test_a_frame_does_not_depend_on_its_company(srvgg_x2: ModelCard) -> None:
-    engine = make_engine(srvgg_x2)
+def test_a_frame_does_not_depend_on_its_company(srvgg_x2: ModelCard, backend: str) -> None:
+    engine = make_engine(srvgg_x2, backend=backend)
     frames = yuv_frames(engine.source, 4)
     together = engine.upscale(frames)
     for i in (2, 0, 3, 1):
         np.testing.assert_array_equal(engine.upscale(frames[i : i + 1])[0], together[i])
-    np.testing.assert_array_equal(make_engine(srvgg_x2).upscale(frames[1:3]), together[1:3])
-    np.testing.assert_array_equal(make_engine(srvgg_x2, threads=2).upscale(frames), together)
+    np.testing.assert_array_equal(make_engine(srvgg_x2, backend=backend).upscale(frames[1:3]), together[1:3])
+    np.testing.assert_array_equal(make_engine(srvgg_x2, backend=backend, threads=2).upscale(frames), together)
+    np.testing.assert_array_equal(make_engine(srvgg_x2, backend=backend, threads=3, batch=2).upscale(frames), together)
     assert engine.upscale(frames[:0]).shape == (0, engine.target.frame_bytes)
 
 
-def test_another_thread_and_read_only_frames(srvgg_x2: ModelCard) -> None:
-    engine = make_engine(srvgg_x2)
+def test_another_thread_and_read_only_frames(srvgg_x2: ModelCard, backend: str) -> None:
+    engine = make_engine(srvgg_x2, backend=backend)
     frames = yuv_frames(engine.source, 1)
     frames.flags.writeable = False
     results: list[np.ndarray] = []
@@ -134,20 +149,18 @@ def test_another_thread_and_read_only_frames(srvgg_x2: ModelCard) -> None:
     np.testing.assert_array_equal(results[0], engine.upscale(frames))
 
 
-def test_repeated_frames_are_computed_once(srvgg_x2: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, plain = make_engine(srvgg_x2), make_engine(srvgg_x2, reuse=False)
+def test_repeated_frames_are_computed_once(srvgg_x2: ModelCard, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, plain = (make_engine(srvgg_x2, backend=backend, reuse=reuse) for reuse in (True, False))
     a, b = yuv_frames(engine.source, 2)
-    computed = 0
-    forward = networks.low_resolution_output
-
-    def counted(*arguments: Any) -> Tensor:
-        nonlocal computed
-        computed += 1
-        return forward(*arguments)
-
     frames = np.stack([a, a, b, b, b, a])
     expected = plain.upscale(frames)
-    monkeypatch.setattr(networks, "low_resolution_output", counted)
+    computed = 0
+
+    def count(_: Tensor) -> None:
+        nonlocal computed
+        computed += 1
+
+    before_each_run(count, monkeypatch)
     np.testing.assert_array_equal(engine.upscale(frames), expected)
     assert computed == 3
     np.testing.assert_array_equal(engine.upscale(frames[5:]), expected[5:])  # equal to the last of the call before
@@ -156,16 +169,25 @@ def test_repeated_frames_are_computed_once(srvgg_x2: ModelCard, monkeypatch: pyt
     assert computed == 4
 
 
-def out_of_memory_above(pixels: int, error: BaseException, patch: pytest.MonkeyPatch) -> None:
-    """Let the network fail for inputs of more than that many pixels."""
-    forward = networks.low_resolution_output
+def before_each_run(act: Callable[[Tensor], None], patch: pytest.MonkeyPatch) -> None:
+    """Call `act` with what a network is given, each time."""
+    for network in (TorchNetwork, OpenVinoNetwork):
 
-    def limited(network: torch.nn.Module, x: Tensor, *rest: Any) -> Tensor:
+        def run(self: Any, x: Tensor, then: Callable[..., Tensor] = network.run) -> Tensor:
+            act(x)
+            return then(self, x)
+
+        patch.setattr(network, "run", run)
+
+
+def out_of_memory_above(pixels: int, error: BaseException, patch: pytest.MonkeyPatch) -> None:
+    """Let networks fail for inputs of more than that many pixels."""
+
+    def limit(x: Tensor) -> None:
         if x.shape[2] * x.shape[3] > pixels:
             raise error
-        return forward(network, x, *rest)
 
-    patch.setattr(networks, "low_resolution_output", limited)
+    before_each_run(limit, patch)
 
 
 @pytest.mark.parametrize(
@@ -174,23 +196,27 @@ def out_of_memory_above(pixels: int, error: BaseException, patch: pytest.MonkeyP
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
         MemoryError(),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        RuntimeError("Exception from src/inference/src/cpp/infer_request.cpp:224: std::bad_alloc"),
     ],
-    ids=["torch", "python", "allocator"],
+    ids=["torch", "python", "allocator", "openvino"],
 )
+@pytest.mark.parametrize("threads", [1, 2])
 def test_out_of_memory_means_smaller_tiles(
-    srvgg_x4: ModelCard, error: BaseException, monkeypatch: pytest.MonkeyPatch
+    srvgg_x4: ModelCard, backend: str, threads: int, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = make_engine(srvgg_x4, (150, 131))
-    frames = yuv_frames(engine.source, 2)
-    expected = make_engine(srvgg_x4, (150, 131)).upscale(frames)
+    engine = make_engine(srvgg_x4, (150, 131), backend=backend, threads=threads)
+    frames = yuv_frames(engine.source, 3)
+    expected = make_engine(srvgg_x4, (150, 131), backend=backend).upscale(frames)
     out_of_memory_above(60 * 60, error, monkeypatch)
     np.testing.assert_array_equal(engine.upscale(frames), expected)
     assert engine.tile == 37
     assert engine.description.tile == 37
 
 
-def test_never_enough_memory_names_the_frame(srvgg_x2: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = make_engine(srvgg_x2, (100, 80))
+def test_never_enough_memory_names_the_frame(
+    srvgg_x2: ModelCard, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(srvgg_x2, (100, 80), backend=backend)
     out_of_memory_above(100, MemoryError(), monkeypatch)
     with pytest.raises(FrameError, match=r"Frame 41 \(100x80\) does not fit into the memory") as caught:
         engine.upscale(yuv_frames(engine.source, 2), first_frame=41)
@@ -208,11 +234,14 @@ def test_tiles_are_planned_by_free_memory(rrdb_x4: ModelCard, monkeypatch: pytes
     assert make_engine(rrdb_x4, (640, 360)).tile is None
     monkeypatch.setattr(engine_module, "free_memory", lambda _: 400 << 20)
     assert make_engine(rrdb_x4, (640, 360)).tile == 160
+    few = make_engine(rrdb_x4, (160, 90), threads=16)
+    assert few.tile is None
+    assert 1 < few.batch < 16
 
 
-def test_values_that_are_not_finite_fail_the_frame(make_model: MakeModel) -> None:
+def test_values_that_are_not_finite_fail_the_frame(make_model: MakeModel, backend: str) -> None:
     card = make_model(architecture="srvgg", scale=2, num_feat=4, num_conv=2, gain=1e30)
-    engine = make_engine(card)
+    engine = make_engine(card, backend=backend)
     frames = yuv_frames(engine.source, 2)
     with pytest.raises(FrameError, match="not finite for frame 7") as caught:
         engine.upscale(frames, first_frame=7)
@@ -226,12 +255,12 @@ def test_overflow_in_half_precision_is_repeated(make_model: MakeModel) -> None:
     state["body.0.weight"] *= 1e6
     state["body.2.weight"] *= 1e-6
     torch.save({"params": state}, Path(str(card.path)))
-    engine = make_engine(find_model(str(card.path)))
+    engine = make_engine(find_model(str(card.path)), backend="torch")
     black = np.full(engine.source.frame_bytes, 128, np.uint8)
     black[: 64 * 48] = 16
     frames = np.stack([black, yuv_frames(engine.source, 1)[0]])
     exact = engine.upscale(frames).astype(int)
-    half = make_engine(find_model(str(card.path)))
+    half = make_engine(find_model(str(card.path)), backend="torch")
     half.precision = "fp16"
     result = half.upscale(frames).astype(int)
     assert np.abs(result - exact).max() <= 4
@@ -287,6 +316,7 @@ def test_larger_than_the_scale_is_refused(srvgg_x2: ModelCard) -> None:
         ({"tile": 5}, "tile is 5"),
         ({"threads": 0}, "threads is 0"),
         ({"batch": 0}, "batch is 0"),
+        ({"backend": "onnx"}, "no backend called"),
     ],
 )
 def test_impossible_settings(srvgg_x2: ModelCard, options: dict[str, Any], message: str) -> None:
@@ -309,8 +339,50 @@ def test_description_and_yardstick(srvgg_x2: ModelCard) -> None:
     description = engine.description
     assert (description.model, description.precision, description.threads) == (srvgg_x2.name, "fp32", 1)
     assert (description.tile, description.batch) == (None, 1)
+    assert description.backend == "openvino"
+    assert make_engine(srvgg_x2, backend="torch").description.backend == "torch"
     assert engine.flop_per_frame == srvgg_x2.flop_per_input_pixel * 64 * 48
     assert matmul_peak("cpu", seconds=0.1) > 1e9
+
+
+def test_an_engine_leaves_torch_its_threads(srvgg_x2: ModelCard) -> None:
+    torch.set_num_threads(2)
+    engine = make_engine(srvgg_x2)
+    engine.upscale(yuv_frames(engine.source, 3))
+    seen = [torch.get_num_threads()]
+    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert engine.description.batch == 2
+    assert seen == [2, 2]
+
+
+def test_frames_come_out_while_others_go_in(srvgg_x2: ModelCard) -> None:
+    engine = make_engine(srvgg_x2, threads=2)
+    frames = yuv_frames(engine.source, 9)
+    taken = 0
+
+    def batches() -> Iterator[np.ndarray]:
+        nonlocal taken
+        for i in range(0, 9, 3):
+            taken += 3
+            yield frames[i : i + 3]
+
+    stream = engine.stream(batches())
+    first = next(stream)
+    assert taken == 3
+    rest = list(stream)
+    assert taken == 9
+    np.testing.assert_array_equal(np.concatenate([first, *rest]), make_engine(srvgg_x2).upscale(frames))
+
+
+def test_a_stream_that_is_left_frees_the_engine(srvgg_x2: ModelCard) -> None:
+    engine = make_engine(srvgg_x2, threads=2)
+    frames = yuv_frames(engine.source, 6)
+    stream = engine.stream([frames])
+    next(stream)
+    stream.close()
+    np.testing.assert_array_equal(engine.upscale(frames), make_engine(srvgg_x2).upscale(frames))
 
 
 @needs_gpu

@@ -1,0 +1,94 @@
+"""What runs a network: one interface, and the libraries behind it.
+
+`torch` runs everywhere, on a GPU and on a CPU. `openvino` runs on a CPU only, there close to the fastest matrix product
+of the machine, and several frames side by side.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, Protocol
+
+from tasks.errors import SettingsError
+from tasks.models.cards import ModelCard
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+#: What `--backend` may be, besides `auto`.
+BACKENDS: Final = ("torch", "openvino")
+
+
+class Backend(Protocol):
+    """A network with its weights on a device, in one precision."""
+
+    name: str
+    """A word of `BACKENDS`."""
+    channels_last: bool
+    """Whether what `run` gives has the channels of a pixel side by side."""
+
+    def run(self, x: Tensor) -> Tensor:
+        """Run the network. Several threads may do so at a time on a CPU.
+
+        Args:
+            x: `[n, 3, h, w]` in 0..1, in the precision and on the device of the backend.
+
+        Returns:
+            For `srvgg` the result before the pixel shuffle, `[n, 3 * scale**2, h, w]`, else `[n, 3, h * scale,
+            w * scale]`; not clamped. Valid until the next call in the same thread.
+        """
+        ...
+
+
+def choose_backend(name: str, device: torch.device) -> str:
+    """The backend that `name` means on a device.
+
+    Args:
+        name: `auto` or a word of `BACKENDS`.
+        device: Where it is to run.
+
+    Raises:
+        SettingsError: There is no such backend, not here, or not on this device.
+    """
+    if name not in ("auto", *BACKENDS):
+        raise SettingsError(f'There is no backend called "{name}"', f"Use auto, {', '.join(BACKENDS)}")
+    installed = importlib.util.find_spec("openvino") is not None
+    if name == "auto":
+        return "openvino" if device.type == "cpu" and installed else "torch"
+    if name == "openvino" and device.type != "cpu":
+        raise SettingsError("the backend openvino runs on a CPU only", "Use auto or torch")
+    if name == "openvino" and not installed:
+        raise SettingsError("the Python package openvino is not installed", "Run make setup, or use auto or torch")
+    return name
+
+
+def make_backend(
+    name: str,
+    card: ModelCard,
+    state: Mapping[str, Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    threads: int,
+    streams: int,
+) -> Backend:
+    """Build the network of `card` with its weights.
+
+    Args:
+        name: A word of `BACKENDS`.
+        card: The model.
+        state: Its weights, on the CPU.
+        device: Where it is to run.
+        dtype: In which precision.
+        threads: CPU threads to use.
+        streams: Calls of `run` that come at the same time, on a CPU.
+    """
+    if name == "openvino":
+        from tasks.models.backends.openvino_network import OpenVinoNetwork
+
+        return OpenVinoNetwork(card, state, threads, streams)
+    from tasks.models.backends.torch_network import TorchNetwork
+
+    return TorchNetwork(card, state, device, dtype)

@@ -1,0 +1,83 @@
+"""Each backend against the official networks."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tasks.errors import SettingsError
+from tasks.models import networks
+from tasks.models.backends import BACKENDS, choose_backend, make_backend
+from tasks.models.state import load_state
+from tests.models.conftest import MakeModel
+
+CPU = torch.device("cpu")
+SHAPES: dict[str, dict[str, Any]] = {
+    "srvgg-x1": {"architecture": "srvgg", "scale": 1, "num_feat": 8, "num_conv": 1},
+    "srvgg-x2": {"architecture": "srvgg", "scale": 2, "num_feat": 16, "num_conv": 4},
+    "srvgg-x3": {"architecture": "srvgg", "scale": 3, "num_feat": 24, "num_conv": 0},
+    "srvgg-x4": {"architecture": "srvgg", "scale": 4, "num_feat": 64, "num_conv": 2},
+    "rrdb-x1": {"architecture": "rrdb", "scale": 1, "num_feat": 8, "num_block": 1, "num_grow": 4},
+    "rrdb-x2": {"architecture": "rrdb", "scale": 2, "num_feat": 16, "num_block": 2, "num_grow": 8},
+    "rrdb-x4": {"architecture": "rrdb", "scale": 4, "num_feat": 16, "num_block": 1, "num_grow": 32},
+}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (17, 40)])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_backend_computes_the_official_network(
+    shape: str, backend: str, size: tuple[int, int], make_model: MakeModel
+) -> None:
+    card = make_model(**SHAPES[shape], gain=1.5)
+    official = networks.build(card)
+    official.load_state_dict(load_state(card))
+    x = torch.rand(2, 3, *(card.size_multiple * side for side in size), generator=torch.Generator().manual_seed(1))
+    network = make_backend(backend, card, load_state(card), CPU, torch.float32, threads=2, streams=2)
+    with torch.inference_mode():
+        result = network.run(x)
+        order = torch.channels_last if network.channels_last else torch.contiguous_format
+        assert result.is_contiguous(memory_format=order)
+        if card.architecture == "srvgg":
+            result = F.pixel_shuffle(result, card.scale)
+        expected = official(x)
+    assert network.name == backend
+    assert result.shape == expected.shape
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_openvino_on_a_cpu_and_torch_on_a_gpu() -> None:
+    assert choose_backend("auto", CPU) == "openvino"
+    assert choose_backend("auto", torch.device("cuda")) == "torch"
+    assert choose_backend("torch", CPU) == "torch"
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "message"),
+    [
+        ("onnx", "cpu", 'There is no backend called "onnx"'),
+        ("openvino", "cuda", "the backend openvino runs on a CPU only"),
+    ],
+)
+def test_a_backend_that_cannot_be(name: str, device: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        choose_backend(name, torch.device(device))
+
+
+def test_without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert choose_backend("auto", CPU) == "torch"
+    with pytest.raises(SettingsError, match="openvino is not installed"):
+        choose_backend("openvino", CPU)
+
+
+def test_nothing_reports_to_the_makers_of_openvino() -> None:
+    code = "import sys, tasks.models.backends.openvino_network; print('openvino_telemetry' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
