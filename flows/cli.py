@@ -88,6 +88,12 @@ def _parser() -> _Parser:
     )
     upscale.add_argument("--encoder", default="h264", help="encoder profile (default h264)")
     upscale.add_argument(
+        "--precision",
+        default="auto",
+        metavar="P",
+        help="auto (default), fp32, fp16, bf16, or int8: several times faster on CPUs, where it proves good enough",
+    )
+    upscale.add_argument(
         "--pools", default="local", metavar="NAME", help="where to work: local (default), slurm, or a block of pools"
     )
     upscale.add_argument("--timeline", metavar="SVG", help="write a picture of who worked on which chunk when")
@@ -146,6 +152,7 @@ def _upscale(arguments: argparse.Namespace) -> None:
         height=arguments.height,
         model=arguments.model,
         encoder=arguments.encoder,
+        precision=arguments.precision,
         scratch=arguments.scratch,
         chunk_seconds=arguments.chunk_seconds,
         overwrite=arguments.overwrite,

@@ -44,6 +44,13 @@ class UpscaleOptions(BaseModel):
         description="Seconds of video per chunk; 0 chooses about a minute of work.",
         json_schema_extra={"position": 4},
     )
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = Field(
+        "auto",
+        title="Precision",
+        description="In which the model is computed. `int8` is several times faster on CPUs, and used if it keeps 45 dB"
+        " against `fp32` on frames of this video; `auto` is `fp16` on GPUs and `fp32` on CPUs.",
+        json_schema_extra={"position": 11},
+    )
     overwrite: bool = Field(
         False, title="Overwrite", description="Replace the destination if it exists.", json_schema_extra={"position": 5}
     )
@@ -87,6 +94,7 @@ class UpscaleOptions(BaseModel):
             height=self.height or None,
             model=self.model,
             encoder=self.encoder,
+            precision=self.precision,
             scratch=self.scratch or None,
             chunk_seconds=self.chunk_seconds or None,
             overwrite=self.overwrite,

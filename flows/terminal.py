@@ -90,6 +90,10 @@ def show_summary(result: dict[str, Any]) -> None:
     size, speed = f"{result['width']}x{result['height']}", f"{result['fps']:.2f} frames/s"
     took = f"{_duration(result['seconds'])} ({speed}, start-up {result['startup_seconds']:.1f} s{reused})"
     _console.print(f"{result['output']}: {result['frames_out']} frames {size} in {took}, verified", markup=False)
+    if result["int8_psnr"] is not None:
+        used = result["engine"].get("precision") == "int8"
+        verdict = "int8 keeps" if used else "computed in fp32: int8 would keep only"
+        _console.print(f"{verdict} {result['int8_psnr']:.1f} dB against fp32 on frames of this video")
     if result["damaged_frames"]:
         _console.print(
             f"salvaged: {result['damaged_frames']} frames of the source could not be decoded and are missing"

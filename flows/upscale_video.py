@@ -38,12 +38,14 @@ from flows.timeline import draw_timeline
 from infra.pools import PoolTaskRunner
 from tasks import track
 from tasks.assemble import assemble
+from tasks.calibrate import calibrate, sample
 from tasks.chunk_report import StageReport
 from tasks.chunks import Chunk
 from tasks.encode import encode, is_encoded
 from tasks.errors import ChunkFileError, PoolError, SuperResolutionError
 from tasks.extract import extract
 from tasks.media.ffmpeg import FfmpegError
+from tasks.models.calibration import Calibration
 from tasks.models.weights import content_hash
 from tasks.plan import Plan, own_job, plan, save_plan
 from tasks.publish import publish
@@ -95,6 +97,8 @@ class UpscaleResult:
     model: str
     encoder: str
     engine: dict[str, Any]
+    int8_psnr: float | None
+    """What `int8` keeps against `fp32` on frames of this video, in dB, if it was asked for."""
     verified: bool
     node_seconds: dict[str, float]
     """Seconds that workers of each pool held their nodes, since the flow began."""
@@ -150,6 +154,7 @@ def upscale_video(source: str, destination: str, options: UpscaleOptions = Upsca
         logger.warning("stream %d is left out: %s", index, reason)
     cluster = cluster_of_flow_run()
     with own_job(job.folder, fresh=options.fresh):
+        job = _calibrated(job)
         path = str(save_plan(job))
         reports: list[StageReport] = []
         reused = list(job.chunks)
@@ -171,6 +176,25 @@ def upscale_video(source: str, destination: str, options: UpscaleOptions = Upsca
     clear_away(job.folder)
     logger.info("published %s: %d frames, verified", result.output, result.frames_out)
     return result.to_dict()
+
+
+def _calibrated(job: Plan) -> Plan:
+    """With what `int8` needs to know, if that was asked for and is good enough for the video."""
+    wanted = job.request.precision == "int8" and job.frames > 1  # One frame has nothing to be tested on.
+    if not wanted or is_published(job.folder, job.request.destination_path):
+        return job
+    path, logger = str(save_plan(job)), get_run_logger()
+    sampled = [] if job.calibration.exists() else [sample.submit(path)]
+    record = calibrate.submit(path, return_state=False, wait_for=sampled).result()
+    if record is None:
+        logger.warning("int8 is for CPUs; this job runs on a GPU, in fp16")
+        return replace(job, request=replace(job.request, precision="auto"))
+    found = Calibration.from_json(record)
+    if found.is_good:
+        logger.info("int8 keeps %.1f dB against fp32", found.psnr)
+    else:
+        logger.warning("int8 would keep only %.1f dB against fp32, which is used instead", found.psnr)
+    return replace(job, calibrated=found)
 
 
 class _Meter:
@@ -309,6 +333,7 @@ def _summarise(
         model=job.card.name,
         encoder=job.profile.name,
         engine=next((report.engine for report in upscaled if report.engine), {}),
+        int8_psnr=round(job.calibrated.psnr, 2) if job.calibrated else None,
         verified=True,
         node_seconds=node_seconds,
         not_carried=job.carried.left_out,

@@ -33,6 +33,8 @@ from tasks.media.mux import Carried
 from tasks.media.pixels import PictureFormat
 from tasks.media.probe import Colour, SourceFacts, StreamFacts
 from tasks.media.timestamps import FrameTable, refuse_cut_off, scan_packets
+from tasks.models.backends import Ranges
+from tasks.models.calibration import Calibration
 from tasks.models.cards import ModelCard, find_model
 from tasks.request import CheckedRequest, UpscaleRequest
 
@@ -59,6 +61,8 @@ class Plan:
     carried: Carried
     damaged_frames: int
     """Frames that the source announces and `--salvage` leaves out."""
+    calibrated: Calibration | None = None
+    """What was found about `int8`, if that was asked for."""
 
     @property
     def frames(self) -> int:
@@ -85,6 +89,26 @@ class Plan:
         return self.folder.glob(f"*-{chunk.first:07d}-{chunk.last:07d}-*.partial-*")
 
     @property
+    def precision(self) -> str:
+        """In which the network is computed: not in `int8` before a calibration has shown that it may be."""
+        return "fp32" if self.request.precision == "int8" and self.ranges is None else self.request.precision
+
+    @property
+    def ranges(self) -> Ranges | None:
+        """What an engine in `int8` needs."""
+        return self.calibrated.ranges if self.calibrated is not None and self.calibrated.is_good else None
+
+    @property
+    def sample(self) -> Path:
+        """Chunk file of the frames to calibrate on."""
+        return self.folder / "sample.yuv"
+
+    @property
+    def calibration(self) -> Path:
+        """What calibration found, as JSON."""
+        return self.folder / "calibration.json"
+
+    @property
     def result(self) -> Path:
         """The joined result before it is published."""
         return self.folder / f"result{Path(self.request.destination).suffix.lower()}"
@@ -97,7 +121,7 @@ class Plan:
     def _files_of(self, chunk: Chunk) -> tuple[Path, Path, Path]:
         times = self.table.pts[chunk.first : chunk.last + 1]
         extract = [EXTRACT_VERSION, MAGIC.decode(), self.job_id, xxhash.xxh3_64_hexdigest(times.tobytes())]
-        upscale = [*extract, UPSCALE_VERSION, self.model_hash, self.target.to_dict()]
+        upscale = [*extract, UPSCALE_VERSION, self.model_hash, self.target.to_dict(), self.precision, self.ranges]
         encode = [upscale, ENCODE_VERSION, ffmpeg.version(), asdict(self.profile), str(self.table.rate)]
         return (
             self._file("extract", chunk, ".yuv", extract),
@@ -144,6 +168,7 @@ def make_plan(checked: CheckedRequest, model_hash: str) -> Plan:
         model_hash,
         asdict(checked.profile),
         checked.muxer,
+        request.precision,
     ]
     job_id = _digest(identity)[:16]
     chunks = lay_out(len(table), checked.chunk_limit(table.rate), group_frames(table.rate), request.chunk_seconds)
@@ -184,6 +209,7 @@ def save_plan(plan: Plan) -> Path:
         "muxer": plan.muxer,
         "carried": asdict(plan.carried),
         "damaged_frames": plan.damaged_frames,
+        "calibrated": plan.calibrated.to_json() if plan.calibrated else None,
     }
     path = plan.folder / f"plan-{_digest([record, plan.table.pts.tobytes().hex()])[:12]}.json"
     partial = path.with_suffix(".partial")
@@ -217,6 +243,7 @@ def load_plan(path: Path) -> Plan:
         muxer=record["muxer"],
         carried=Carried(tuple(carried["indexes"]), {int(key): why for key, why in carried["left_out"].items()}),
         damaged_frames=record["damaged_frames"],
+        calibrated=Calibration.from_json(record["calibrated"]) if record["calibrated"] else None,
     )
 
 

@@ -28,6 +28,9 @@ from tasks.receipt import find_published
 #: Stands for "the bundled model that fits the scale".
 DEFAULT_MODEL: Final = "compact"
 
+#: What a network may be computed in.
+PRECISIONS: Final = ("auto", "fp32", "fp16", "bf16", "int8")
+
 #: Factors by which a picture may be enlarged.
 SMALLEST_SCALE: Final = 2
 LARGEST_SCALE: Final = 4
@@ -52,6 +55,8 @@ class UpscaleRequest:
     """Name of a model card, path of a weight file, or `compact` for the bundled model that fits."""
     encoder: str = "h264"
     """Name of an encoder profile."""
+    precision: str = "auto"
+    """`auto`, `fp32`, `fp16`, `bf16`, or `int8` where it proves to be good enough for the video."""
     scratch: str | None = None
     """Folder for chunk files; see `scratch_folder`."""
     chunk_seconds: float | None = None
@@ -164,6 +169,7 @@ def check_request(request: UpscaleRequest, capacity: Capacity | None = None) -> 
     check_destination(source, destination, request.overwrite or find_published(scratch, destination))
     target = _target_picture(request, facts)
     card = _choose_model(request, Fraction(target.height, facts.height))
+    _check_precision(request, card)
     weights = locate(card)
     carried = plan_carried(facts, muxer)
     capacity = capacity or Capacity()
@@ -244,6 +250,16 @@ def _choose_model(request: UpscaleRequest, factor: Fraction) -> ModelCard:
             f"Choose a model that reaches it: {', '.join(fitting)}",
         )
     return card
+
+
+def _check_precision(request: UpscaleRequest, card: ModelCard) -> None:
+    if request.precision not in PRECISIONS:
+        raise SettingsError(f"unknown precision {request.precision!r}", f"Choose one of {', '.join(PRECISIONS)}")
+    if request.precision == "int8" and card.architecture != "srvgg":
+        # The residuals of dense networks outgrow 256 steps.
+        raise SettingsError(
+            f"model {card.name} cannot be computed in int8", "Choose a compact model, or another --precision"
+        )
 
 
 def _check_space(checked: CheckedRequest) -> None:

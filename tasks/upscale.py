@@ -25,6 +25,7 @@ from tasks.chunks import Chunk
 from tasks.errors import FrameError, ModelError
 from tasks.media.chunk_file import ChunkReader, ChunkWriter, is_valid
 from tasks.media.pixels import PictureFormat
+from tasks.models.backends import Ranges
 from tasks.models.cards import find_model
 from tasks.models.engine import Engine
 from tasks.models.weights import content_hash
@@ -53,7 +54,7 @@ def upscale_chunk(plan: Plan, chunk: Chunk) -> StageReport:
     if plan.encoded(chunk).exists() or is_valid(path, plan.target, chunk.frames):
         plan.extracted(chunk).unlink(missing_ok=True)
         return StageReport.reused("upscale", chunk.index)
-    engine = shared_engine(plan.model, plan.model_hash, plan.facts.picture, plan.target)
+    engine = shared_engine(plan.model, plan.model_hash, plan.facts.picture, plan.target, plan.precision, plan.ranges)
     reader = ChunkReader(plan.extracted(chunk))
     with ChunkWriter(path, plan.target) as writer:
         run_engine(engine, reader, writer, chunk.first)
@@ -91,8 +92,15 @@ def _read_ahead(batches: Iterator[NDArray[np.uint8]], reading: ThreadPoolExecuto
 
 
 @lru_cache(maxsize=1)
-def shared_engine(model: str, model_hash: str, source: PictureFormat, target: PictureFormat) -> Engine:
-    """The engine of this worker process; another model or picture size replaces it.
+def shared_engine(
+    model: str,
+    model_hash: str,
+    source: PictureFormat,
+    target: PictureFormat,
+    precision: str,
+    ranges: Ranges | None,
+) -> Engine:
+    """The engine of this worker process; another model, picture size or precision replaces it.
 
     Raises:
         ModelError: The weights on this node are not those the job was planned with.
@@ -102,4 +110,4 @@ def shared_engine(model: str, model_hash: str, source: PictureFormat, target: Pi
         raise ModelError(
             f"the weights of {model} on this node differ from those of the plan", "Use one model folder for all nodes"
         )
-    return Engine(card, source, target)
+    return Engine(card, source, target, precision=precision, ranges=ranges)

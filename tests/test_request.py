@@ -117,6 +117,8 @@ def test_size_and_model_follow_from_scale_or_height(
         ({"chunk_seconds": float("nan")}, "nan seconds"),
         ({"chunk_seconds": float("inf")}, "inf seconds"),
         ({"encoder": "theora"}, "unknown encoder 'theora'"),
+        ({"precision": "fp8"}, "unknown precision 'fp8'"),
+        ({"precision": "int8", "model": "RealESRGAN_x4plus"}, "RealESRGAN_x4plus cannot be computed in int8"),
         ({"encoder": ""}, "unknown encoder"),
         ({"encoder": "ffv1"}, "cannot hold ffv1"),
         ({"scale": 4, "model": "compact-x2"}, "Choose a model that reaches it: compact-x4"),

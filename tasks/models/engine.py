@@ -33,11 +33,17 @@ from torch import Tensor
 from tasks.errors import FrameError, ModelError, SettingsError
 from tasks.media.colour import PlanesToRgb, RgbToPlanes
 from tasks.media.pixels import PictureFormat
-from tasks.models.backends import Backend, choose_backend, make_backend
+from tasks.models.backends import Backend, Ranges, choose_backend, make_backend
 from tasks.models.cards import ModelCard, all_cards
 from tasks.models.state import load_state
 
-PRECISIONS: Final[dict[str, torch.dtype]] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+#: Type of what goes into a network and comes out. `int8` names what the layers between compute in.
+PRECISIONS: Final[dict[str, torch.dtype]] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.float32,
+}
 
 #: Tiles of an RRDB network overlap by this many input pixels; their receptive field is too large to be exact.
 RRDB_OVERLAP: Final = 32
@@ -61,7 +67,7 @@ class EngineDescription:
     backend: str
     """What runs the network, a word of `BACKENDS`."""
     precision: str
-    """`fp32`, `fp16` or `bf16`."""
+    """`fp32`, `fp16`, `bf16` or `int8`."""
     threads: int | None
     """CPU threads, `None` on a GPU."""
     tile: int | None
@@ -92,8 +98,9 @@ class Engine:
         target: Frames to return. Any size up to the network's scale along each axis.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
         backend: `auto` (`openvino` on a CPU, `torch` on a GPU), `torch` or `openvino`.
-        precision: `auto` (`fp16` on a GPU, `fp32` on the CPU), `fp32`, `fp16` or `bf16`. A frame whose result is not
-            finite in half precision is repeated in `bf16`, then in `fp32`.
+        precision: `auto` (`fp16` on a GPU, `fp32` on the CPU), `fp32`, `fp16` or `bf16`; `int8` on a CPU, for `srvgg`
+            networks. A frame whose result is not finite is repeated in `bf16`, then in `fp32`.
+        ranges: What `int8` needs to know of the network's activations, from `calibration.calibrate`.
         threads: CPU threads, by default as many as torch takes.
         tile: Edge of a tile in input pixels, `None` to choose by free memory.
         batch: Frames per pass on a GPU, frames side by side on a CPU with OpenVINO; `None` to choose by frame size and
@@ -116,6 +123,7 @@ class Engine:
         device: str = "auto",
         backend: str = "auto",
         precision: str = "auto",
+        ranges: Ranges | None = None,
         threads: int | None = None,
         tile: int | None = None,
         batch: int | None = None,
@@ -132,6 +140,9 @@ class Engine:
         self.device = _device(device)
         self.precision = _precision(precision, self.device)
         self._backend = choose_backend(backend, self.device)
+        self._ranges = ranges
+        if self.precision == "int8":
+            _check_int8(card, self._backend, ranges)
         self._reuse = reuse
         self._autotune = autotune
         self._lock = threading.Lock()
@@ -548,6 +559,7 @@ class Engine:
                 PRECISIONS[precision],
                 threads=self._threads or 1,
                 streams=self._batch,
+                ranges=self._ranges if precision == "int8" else None,
             )
         return self._networks[precision]
 
@@ -630,13 +642,25 @@ def _precision(name: str, device: torch.device) -> str:
         return "fp32" if device.type == "cpu" else "fp16"
     if name not in PRECISIONS:
         raise SettingsError(f'There is no precision called "{name}"', f"Use auto, {', '.join(PRECISIONS)}")
-    if name != "fp32" and device.type == "cpu":
+    if name in ("fp16", "bf16") and device.type == "cpu":
         raise SettingsError(f"{name} on a CPU is slower than fp32 and less exact", "Use auto or fp32, or a GPU")
+    if name == "int8" and device.type != "cpu":
+        raise SettingsError("int8 is for CPUs", "Use auto")
     return name
 
 
+def _check_int8(card: ModelCard, backend: str, ranges: Ranges | None) -> None:
+    if card.architecture != "srvgg":
+        # The residuals of dense networks outgrow 256 steps.
+        raise SettingsError(f"{card.name} cannot be computed in int8, only compact networks can", "Use fp32")
+    if backend != "openvino":
+        raise SettingsError(f"the backend {backend} does not compute in int8", "Use openvino")
+    if ranges is None or len(ranges) != card.num_conv + 1:
+        raise SettingsError("int8 needs the ranges of the network's activations", "Calibrate it on frames of the video")
+
+
 def _fallbacks(precision: str) -> tuple[str, ...]:
-    return {"fp16": ("bf16", "fp32"), "bf16": ("fp32",), "fp32": ()}[precision]
+    return {"fp16": ("bf16", "fp32"), "bf16": ("fp32",), "int8": ("fp32",), "fp32": ()}[precision]
 
 
 def _pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

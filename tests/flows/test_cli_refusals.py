@@ -71,6 +71,7 @@ CASES: Final = (
     _case("model", "model", 7, "nonesuch", "--model", "nonesuch"),
     _case("model-file", "model", 7, "does not exist", "--model", "/nowhere/weights.pth"),
     _case("encoder", "settings", 2, "unknown encoder", "--encoder", "theora"),
+    _case("precision", "settings", 2, "unknown precision", "--precision", "int4"),
     _case("scale-0", "settings", 2, "scale 0", "--scale", "0"),
     _case("scale-5", "settings", 2, "scale 5", "--scale", "5"),
     _case("scale-text", "settings", 2, "--scale", "--scale", "large"),

@@ -18,6 +18,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 from distributed.diagnostics.plugin import SchedulerPlugin
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
@@ -34,11 +35,14 @@ from flows.upscale_video import upscale_video
 from infra.pools import PooledCluster, local_pools, open_pools
 from infra.prefect_server import ensure_api
 from tasks.errors import FrameError
+from tasks.models.cards import find_model
+from tasks.models.state import load_state
 from tasks.track import Progress, observed_by
 from tests.benchmarks.memory import PeakMemory, write_slides
 from tests.flows.jobs import GROUP, PATIENCE, Place, make_film
 from tests.media.clips import run_ffmpeg
 from tests.media.witness import packets
+from tests.models.samples import unfit_for_bytes
 
 FRAMES = 101
 SIZE = (96, 64)
@@ -166,6 +170,26 @@ def test_the_command_gives_every_frame_at_its_time_and_copies_the_rest(
     assert list(destination.parent.iterdir()) == [destination]
     assert list(place.scratch.iterdir()) == []
     run.wait_for_orphans(20.0)
+
+
+def test_int8_where_it_is_good_enough(films: Path, place: Place) -> None:
+    finished = place.start(films / "film.mkv", place.result("quick.mp4"), "--precision", "int8").wait()
+    assert finished.code == 0, finished.stderr
+    assert finished.record["engine"]["precision"] == "int8"
+    assert finished.record["int8_psnr"] > 45
+    assert f"int8 keeps {finished.record['int8_psnr']:.1f} dB against fp32" in finished.stderr
+    check_result(films / "film.mkv", place.result("quick.mp4"), (192, 128), subtitles=False)
+
+
+def test_fp32_where_int8_is_not(films: Path, place: Place) -> None:
+    weights = place.folder / "unfit.pth"
+    torch.save({"params": unfit_for_bytes(load_state(find_model("compact-x2")))}, weights)
+    options = ("--precision", "int8", "--model", str(weights))
+    finished = place.start(films / "film.mkv", place.result("exact.mp4"), *options).wait()
+    assert finished.code == 0, finished.stderr
+    assert finished.record["engine"]["precision"] == "fp32"
+    assert finished.record["int8_psnr"] < 45
+    assert "computed in fp32: int8 would keep only" in finished.stderr
 
 
 @dataclass

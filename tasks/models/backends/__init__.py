@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-#: What `--backend` may be, besides `auto`.
+Ranges = tuple[tuple[tuple[float, float], ...], ...]
+"""Least and largest value of each channel after each activation of an `srvgg` network."""
+
+#: What a backend may be, besides `auto`.
 BACKENDS: Final = ("torch", "openvino")
 
 
@@ -73,6 +76,7 @@ def make_backend(
     *,
     threads: int,
     streams: int,
+    ranges: Ranges | None = None,
 ) -> Backend:
     """Build the network of `card` with its weights.
 
@@ -84,11 +88,12 @@ def make_backend(
         dtype: In which precision.
         threads: CPU threads to use.
         streams: Calls of `run` that come at the same time, on a CPU.
+        ranges: Compute in bytes, `openvino` and `srvgg` only: see `openvino_network.activation_ranges`.
     """
     if name == "openvino":
         from tasks.models.backends.openvino_network import OpenVinoNetwork
 
-        return OpenVinoNetwork(card, state, threads, streams)
+        return OpenVinoNetwork(card, state, threads, streams, ranges)
     from tasks.models.backends.torch_network import TorchNetwork
 
     return TorchNetwork(card, state, device, dtype)

@@ -1,0 +1,88 @@
+"""Calibration: may this network be computed in bytes for this video, and with what steps?
+
+A network in `int8` is several times faster on a CPU. Its activations are rounded to 256 values each, whose ranges are
+measured on some frames of the video; on others, which the measurement has not seen, the result is compared with that
+in `fp32`. Torch loads only to calibrate, not to read what was found.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from tasks.media.pixels import PictureFormat
+from tasks.models.backends import Ranges
+from tasks.models.cards import ModelCard
+
+#: Least PSNR of an `int8` result against that in `fp32`, in dB: a mean error of 1.4 code values, below what encoding
+#: with high quality adds.
+LEAST_PSNR: Final = 45.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was found out about a network and a video."""
+
+    ranges: Ranges
+    """Least and largest value of each channel after each activation."""
+    psnr: float
+    """Of the worst frame it was tested on, against `fp32`, all samples of all planes, in dB; 100 for equal ones."""
+
+    @property
+    def is_good(self) -> bool:
+        """Whether `int8` may be used."""
+        return self.psnr >= LEAST_PSNR
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Calibration:
+        record = json.loads(text)
+        ranges = tuple(tuple((low, high) for low, high in channels) for channels in record["ranges"])
+        return cls(ranges, record["psnr"])
+
+
+def calibrate(
+    card: ModelCard, source: PictureFormat, target: PictureFormat, frames: np.ndarray, *, threads: int | None = None
+) -> Calibration:
+    """Measure ranges on two thirds of some frames and test them on the others.
+
+    Args:
+        card: A model of architecture `srvgg`.
+        source: Format of the frames.
+        target: Format of the results.
+        frames: uint8 `[n, source.frame_bytes]`, at least two, from all over the video. Every third one is tested on.
+        threads: CPU threads, by default as many as torch takes.
+
+    Raises:
+        ValueError: Fewer than two frames.
+    """
+    if len(frames) < 2:
+        raise ValueError("calibration needs at least two frames")
+    import torch
+
+    from tasks.media.colour import PlanesToRgb
+    from tasks.models.backends.openvino_network import activation_ranges
+    from tasks.models.engine import Engine
+    from tasks.models.state import load_state
+
+    is_test = np.arange(len(frames)) % 3 == 1
+    to_rgb = PlanesToRgb(source)
+    with torch.inference_mode():
+        images = (to_rgb(torch.from_numpy(frame[None].copy())).clamp_(0, 1) for frame in frames[~is_test])
+        ranges = activation_ranges(card, load_state(card), images, threads or torch.get_num_threads())
+    settings: dict[str, Any] = {"device": "cpu", "backend": "openvino", "threads": threads}
+    exact = Engine(card, source, target, precision="fp32", **settings).upscale(frames[is_test])
+    quick = Engine(card, source, target, precision="int8", ranges=ranges, **settings).upscale(frames[is_test])
+    return Calibration(ranges, min(psnr(a, b) for a, b in zip(exact, quick, strict=True)))
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of two arrays of 8-bit samples, in dB; 100 for equal ones."""
+    error = float(np.mean((a.astype(np.float32) - b) ** 2))
+    return 10 * math.log10(255**2 / error) if error else 100.0

@@ -1,0 +1,82 @@
+"""Networks in bytes: close to fp32 where that is possible, and refused where it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.errors import SettingsError
+from tasks.models.calibration import LEAST_PSNR, Calibration, calibrate, psnr
+from tasks.models.cards import ModelCard, find_model
+from tasks.models.engine import Engine
+from tasks.models.state import load_state
+from tests.models.samples import picture_format, unfit_for_bytes, yuv_frames
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def formats(card: ModelCard, width: int = 96, height: int = 64) -> tuple[Any, Any]:
+    source = picture_format(width, height)
+    return source, source.resized(width * card.scale, height * card.scale)
+
+
+@pytest.mark.parametrize("name", ["compact-x2", "compact-x4"])
+def test_bundled_models_may_be_computed_in_bytes(name: str) -> None:
+    card = find_model(name)
+    source, target = formats(card)
+    frames = yuv_frames(source, 9)
+    found = calibrate(card, source, target, frames)
+    assert found.is_good
+    assert Calibration.from_json(found.to_json()) == found
+    exact = Engine(card, source, target, device="cpu").upscale(frames)
+    quick = Engine(card, source, target, device="cpu", precision="int8", ranges=found.ranges)
+    result = quick.upscale(frames)
+    assert quick.description.precision == "int8"
+    assert min(psnr(exact[i], result[i]) for i in (1, 4, 7)) == found.psnr < 100
+
+
+@pytest.mark.parametrize("tile", [32, 50])
+def test_tiles_change_no_bit(tile: int) -> None:
+    card = find_model("compact-x2")
+    source, target = formats(card, 150, 130)
+    frames = yuv_frames(source, 3)
+    ranges = calibrate(card, source, target, frames).ranges
+    whole, tiled = (
+        Engine(card, source, target, device="cpu", precision="int8", ranges=ranges, tile=size) for size in (None, tile)
+    )
+    np.testing.assert_array_equal(tiled.upscale(frames), whole.upscale(frames))
+
+
+def test_a_network_that_bytes_cannot_hold(tmp_path: Path) -> None:
+    weights = tmp_path / "unfit.pth"
+    torch.save({"params": unfit_for_bytes(load_state(find_model("compact-x2")))}, weights)
+    card = find_model(weights)
+    source, target = formats(card)
+    found = calibrate(card, source, target, yuv_frames(source, 3))
+    assert found.psnr < LEAST_PSNR
+    assert not found.is_good
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("srvgg_x2", {}, "needs the ranges"),
+        ("srvgg_x2", {"ranges": (((0.0, 1.0),),)}, "needs the ranges"),
+        ("srvgg_x2", {"ranges": (((0.0, 1.0),),) * 9, "backend": "torch"}, "backend torch does not compute in int8"),
+        ("rrdb_x2", {"ranges": ()}, "cannot be computed in int8"),
+    ],
+)
+def test_int8_that_cannot_be(model: str, options: dict[str, Any], message: str, request: pytest.FixtureRequest) -> None:
+    card = request.getfixturevalue(model)
+    with pytest.raises(SettingsError, match=message):
+        Engine(card, *formats(card), device="cpu", precision="int8", **options)
+
+
+def test_one_frame_is_too_few(srvgg_x2: ModelCard) -> None:
+    source, target = formats(srvgg_x2)
+    with pytest.raises(ValueError, match="two frames"):
+        calibrate(srvgg_x2, source, target, yuv_frames(source, 1))
