@@ -115,6 +115,26 @@ def _parser() -> _Parser:
     probe.add_argument("--json", action="store_true", help="print JSON")
     probe.set_defaults(run=_probe)
 
+    bench = commands.add_parser(
+        "bench",
+        help="how fast models are on this machine",
+        description="Frames per second of the engine on this machine, and its share of the fastest matrix product.",
+    )
+    bench.add_argument("--model", action="append", help="name or path; may be repeated (default compact-x2)")
+    bench.add_argument(
+        "--size", action="append", metavar="WxH", help="of the source; may be repeated (default 640x360)"
+    )
+    bench.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    bench.add_argument("--backend", action="append", help="torch or openvino; may be repeated (default: by device)")
+    bench.add_argument("--precision", action="append", help="may be repeated (default: by device)")
+    bench.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    bench.add_argument("--tile", type=int, metavar="PIXELS", help="edge of a tile (default: by free memory)")
+    bench.add_argument("--batch", type=int, metavar="FRAMES", help="frames at a time (default: by size and memory)")
+    bench.add_argument("--turns", type=int, default=5, help="turns of two seconds (default 5)")
+    bench.add_argument("--reference", action="store_true", help="let the official RealESRGANer take turns with it")
+    bench.add_argument("--json", action="store_true", help="print JSON")
+    bench.set_defaults(run=_bench)
+
     pools = commands.add_parser("pools", help="what pools do, and which there are", description="Pools of workers.")
     actions = pools.add_subparsers(dest="action", parser_class=_Parser, metavar="status|save", required=True)
     status = actions.add_parser("status", help="jobs, workers and tasks of the pools that are open")
@@ -278,6 +298,38 @@ def _probe(arguments: argparse.Namespace) -> None:
             facets = (stream.kind, stream.codec, stream.language or "", stream.title or "")
             print(f"other   stream {stream.index}: {' '.join(facets)}".rstrip())
     print(f"can be upscaled: {'yes' if obstacle is None else 'no, ' + obstacle}")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    import itertools
+
+    from tasks.errors import SettingsError
+    from tasks.models.bench import as_table, measure
+    from tasks.models.cards import find_model
+    from tasks.models.weights import locate
+
+    if arguments.turns < 1:
+        raise SettingsError(f"{arguments.turns} turns are too few", "Ask for at least one")
+    sizes = []
+    for text in arguments.size or ["640x360"]:
+        width, _, height = text.partition("x")
+        if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+            raise SettingsError(f"{text!r} is not a size", "Write it like 640x360")
+        sizes.append((int(width), int(height)))
+    cards = [find_model(name) for name in arguments.model or ["compact-x2"]]
+    for card in cards:
+        locate(card)
+    shared = {name: getattr(arguments, name) for name in ("device", "threads", "tile", "batch")}
+    results = []
+    for card, size, backend, precision in itertools.product(
+        cards, sizes, arguments.backend or ["auto"], arguments.precision or ["auto"]
+    ):
+        options = {**shared, "backend": backend, "precision": precision}
+        results.append(measure(card, size, turns=arguments.turns, reference=arguments.reference, options=options))
+    if arguments.json:
+        _print_json(True, {"results": results})
+    else:
+        print(as_table(results))
 
 
 def _list_models(arguments: argparse.Namespace) -> None:

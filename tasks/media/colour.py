@@ -125,7 +125,7 @@ class PlanesToRgb:
         cell_y, cell_x = self._cell
         radius_y, radius_x = self._kernel.shape[2] // 2, self._kernel.shape[3] // 2
         chroma = F.pad(chroma.float(), (radius_x, radius_x, radius_y, radius_y), mode="replicate")
-        offsets = F.conv2d(chroma, self._kernel, self._bias)
+        offsets = convolve(chroma, self._kernel, self._bias)
         n, _, h, w = offsets.shape
         rgb = offsets.view(n, 3, cell_y, cell_x, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, 3, h * cell_y, w * cell_x)
         # A source of odd size has one luma row or column less than its chroma covers.
@@ -195,8 +195,8 @@ class RgbToPlanes:
         luma_kernel, luma_bias, chroma_kernel, chroma_bias = self._kernels[scale]
         n, _, h, w = phases.shape
         radius_y, radius_x = chroma_kernel.shape[2] // 2, chroma_kernel.shape[3] // 2
-        luma = F.conv2d(phases, luma_kernel, luma_bias)
-        chroma = F.conv2d(phases, chroma_kernel, padding=(radius_y, radius_x))
+        luma = convolve(phases, luma_kernel, luma_bias)
+        chroma = convolve(phases, chroma_kernel, None, (radius_y, radius_x))
         # Outside the picture there are zeros; the taps inside are weighted up so that they sum to one again.
         gain_y, gain_x = self._edge_gains(scale, h, w)
         chroma = torch.addcmul(chroma_bias, chroma.mul_(gain_y), gain_x)
@@ -242,6 +242,17 @@ class RgbToPlanes:
             gain_x = np.tile(gains[1], (2 * rows, 1))[None, :, None, :]
             self._edges[key] = (_tensor(gain_y, self._device), _tensor(gain_x, self._device))
         return self._edges[key]
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int] = (0, 0)) -> Tensor:
+    """A convolution whose result at a pixel depends neither on the size of the image around it nor on threads.
+
+    On a CPU, torch gives small images (up to 20480 values) and single threads to another implementation, which adds
+    in another order; so oneDNN is called by name there.
+    """
+    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        return torch.mkldnn_convolution(x, weight, bias, padding, (1, 1), (1, 1), 1)
+    return F.conv2d(x, weight, bias, padding=padding)
 
 
 def _split(frames: Tensor, picture: PictureFormat) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.errors import ModelError
+from tasks.media.colour import convolve
 from tasks.models.cards import ModelCard
 
 _import_lock = threading.Lock()
@@ -78,7 +79,7 @@ def low_resolution_output(network: nn.Module, x: Tensor, rows: int | None = None
     if rows is None or rows >= h:
         value = x
         for convolution, activation in steps:
-            value = _convolve(value, convolution, (1, 1))
+            value = convolve(value, convolution.weight, convolution.bias, (1, 1))
             value = activation(value) if activation is not None else value
         return _add_residual(value, x)
     channels = steps[-1][0].out_channels
@@ -98,25 +99,13 @@ def low_resolution_output(network: nn.Module, x: Tensor, rows: int | None = None
                 kept[i] = value[:, :, -2:].clone(memory_format=torch.channels_last)
             if value.shape[2] < 3:  # only near the top: this layer waits for the next strip
                 break
-            value = _convolve(value, convolution, (0, 1))
+            value = convolve(value, convolution.weight, convolution.bias, (0, 1))
             value = activation(value) if activation is not None else value
         else:
             finished = slice(done, done + value.shape[2])
             result[:, :, finished] = _add_residual(value, x[:, :, finished])
             done = finished.stop
     return result
-
-
-def _convolve(x: Tensor, convolution: nn.Conv2d, padding: tuple[int, int]) -> Tensor:
-    """A 3x3 convolution whose result at a pixel does not depend on the size of the image around it.
-
-    On a CPU, torch gives small images (up to 20480 values) to another implementation, which adds in another order; so
-    oneDNN is called by name there.
-    """
-    weight, bias = convolution.weight, convolution.bias
-    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return torch.mkldnn_convolution(x, weight, bias, padding, (1, 1), (1, 1), 1)
-    return F.conv2d(x, weight, bias, padding=padding)
 
 
 def _add_residual(output: Tensor, x: Tensor) -> Tensor:

@@ -135,6 +135,19 @@ def test_a_frame_does_not_depend_on_its_company(srvgg_x2: ModelCard, backend: st
     assert engine.upscale(frames[:0]).shape == (0, engine.target.frame_bytes)
 
 
+@pytest.mark.parametrize("size", [(160, 90), (426, 240)])
+def test_threads_change_no_bit(size: tuple[int, int], backend: str) -> None:
+    card = find_model("compact-x2")
+    one, two, divided = (
+        make_engine(card, size, backend=backend, threads=threads, batch=batch)
+        for threads, batch in ((1, 1), (2, 1), (2, 2))
+    )
+    frames = yuv_frames(one.source, 8)
+    expected = one.upscale(frames)
+    np.testing.assert_array_equal(two.upscale(frames), expected)
+    np.testing.assert_array_equal(divided.upscale(frames), expected)
+
+
 def test_another_thread_and_read_only_frames(srvgg_x2: ModelCard, backend: str) -> None:
     engine = make_engine(srvgg_x2, backend=backend)
     frames = yuv_frames(engine.source, 1)
