@@ -114,6 +114,11 @@ class Plan:
         return self.folder / f"result{Path(self.request.destination).suffix.lower()}"
 
     @cached_property
+    def _arithmetic(self) -> tuple[str, str]:
+        # Once, not for every chunk: the ranges are thousands of numbers.
+        return self.precision, _digest(self.ranges)
+
+    @cached_property
     def _files(self) -> tuple[tuple[Path, Path, Path], ...]:
         # Derived once: who watches a job asks for all of them every second.
         return tuple(self._files_of(chunk) for chunk in self.chunks)
@@ -121,7 +126,7 @@ class Plan:
     def _files_of(self, chunk: Chunk) -> tuple[Path, Path, Path]:
         times = self.table.pts[chunk.first : chunk.last + 1]
         extract = [EXTRACT_VERSION, MAGIC.decode(), self.job_id, xxhash.xxh3_64_hexdigest(times.tobytes())]
-        upscale = [*extract, UPSCALE_VERSION, self.model_hash, self.target.to_dict(), self.precision, self.ranges]
+        upscale = [*extract, UPSCALE_VERSION, self.model_hash, self.target.to_dict(), *self._arithmetic]
         encode = [upscale, ENCODE_VERSION, ffmpeg.version(), asdict(self.profile), str(self.table.rate)]
         return (
             self._file("extract", chunk, ".yuv", extract),

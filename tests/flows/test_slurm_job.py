@@ -25,8 +25,8 @@ CHUNKS = 8
 SITE = """
 [slurm-pools.slurm]
 interface = "lo"
-cpu = { partition = "cpu", cores = 1, slots = 2, memory = "500MB", maximum = 2, idle_minutes = 0.1, maximum_losses = 9 }
-gpu = { partition = "gpu", cores = 1, memory = "500MB", maximum = 2, idle_minutes = 0.1, maximum_losses = 9 }
+cpu = { partition = "cpu", cores = 1, slots = 2, memory = "500MB", maximum = 2, idle_minutes = 0.1 }
+gpu = { partition = "gpu", cores = 1, memory = "500MB", maximum = 2, idle_minutes = 0.1 }
 """
 
 
