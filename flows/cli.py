@@ -94,6 +94,14 @@ def _parser() -> _Parser:
         help="auto (default), fp32, fp16, bf16, or int8: several times faster on CPUs, where it proves good enough",
     )
     upscale.add_argument(
+        "--tolerance",
+        type=int,
+        default=0,
+        metavar="N",
+        help="keep parts of the picture that differ by up to N code values from what was upscaled there last"
+        " (default 0: only what is exactly equal, which changes no result)",
+    )
+    upscale.add_argument(
         "--pools", default="local", metavar="NAME", help="where to work: local (default), slurm, or a block of pools"
     )
     upscale.add_argument("--timeline", metavar="SVG", help="write a picture of who worked on which chunk when")
@@ -173,6 +181,7 @@ def _upscale(arguments: argparse.Namespace) -> None:
         model=arguments.model,
         encoder=arguments.encoder,
         precision=arguments.precision,
+        tolerance=arguments.tolerance,
         scratch=arguments.scratch,
         chunk_seconds=arguments.chunk_seconds,
         overwrite=arguments.overwrite,

@@ -51,6 +51,16 @@ class UpscaleOptions(BaseModel):
         " against `fp32` on frames of this video; `auto` is `fp16` on GPUs and `fp32` on CPUs.",
         json_schema_extra={"position": 11},
     )
+    tolerance: int = Field(
+        0,
+        ge=0,
+        le=16,
+        title="Tolerance",
+        description="Parts of the picture that differ by no more than this many code values (of 255) from what was"
+        " upscaled there last are kept as they were. 0 keeps only what is exactly equal, and changes no result; above"
+        " it, grain and slow fades may seem to stand still for moments, and results depend on where chunks begin.",
+        json_schema_extra={"position": 12},
+    )
     overwrite: bool = Field(
         False, title="Overwrite", description="Replace the destination if it exists.", json_schema_extra={"position": 5}
     )
@@ -95,6 +105,7 @@ class UpscaleOptions(BaseModel):
             model=self.model,
             encoder=self.encoder,
             precision=self.precision,
+            tolerance=self.tolerance,
             scratch=self.scratch or None,
             chunk_seconds=self.chunk_seconds or None,
             overwrite=self.overwrite,

@@ -18,6 +18,9 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 #: Without a terminal one line is printed per this share of the job.
 _PLAIN_STEP = 0.1
 
+#: What was kept of a job's pictures is said from this share on.
+_WORTH_SAYING = 0.02
+
 
 def show_start(checked: CheckedRequest) -> None:
     """Say what is about to be done."""
@@ -94,6 +97,8 @@ def show_summary(result: dict[str, Any]) -> None:
         used = result["engine"].get("precision") == "int8"
         verdict = "int8 keeps" if used else "computed in fp32: int8 would keep only"
         _console.print(f"{verdict} {result['int8_psnr']:.1f} dB against fp32 on frames of this video")
+    if result["kept"] >= _WORTH_SAYING:
+        _console.print(f"{result['kept']:.0%} of the picture had not changed and was kept")
     if result["damaged_frames"]:
         _console.print(
             f"salvaged: {result['damaged_frames']} frames of the source could not be decoded and are missing"

@@ -45,7 +45,6 @@ from tasks.encode import encode, is_encoded
 from tasks.errors import ChunkFileError, PoolError, SuperResolutionError
 from tasks.extract import extract
 from tasks.media.ffmpeg import FfmpegError
-from tasks.models.calibration import Calibration
 from tasks.models.weights import content_hash
 from tasks.plan import Plan, own_job, plan, save_plan
 from tasks.publish import publish
@@ -99,6 +98,8 @@ class UpscaleResult:
     engine: dict[str, Any]
     int8_psnr: float | None
     """What `int8` keeps against `fp32` on frames of this video, in dB, if it was asked for."""
+    kept: float
+    """Share of the picture that was not computed, because nothing within reach of the model had changed."""
     verified: bool
     node_seconds: dict[str, float]
     """Seconds that workers of each pool held their nodes, since the flow began."""
@@ -184,12 +185,11 @@ def _calibrated(job: Plan) -> Plan:
     if not wanted or is_published(job.folder, job.request.destination_path):
         return job
     path, logger = str(save_plan(job)), get_run_logger()
-    sampled = [] if job.calibration.exists() else [sample.submit(path)]
-    record = calibrate.submit(path, return_state=False, wait_for=sampled).result()
-    if record is None:
+    sampled = [sample.submit(path)] if job.known_verdict() is None else []
+    found = calibrate.submit(path, return_state=False, wait_for=sampled).result()
+    if found is None:
         logger.warning("int8 is for CPUs; this job runs on a GPU, in fp16")
         return replace(job, request=replace(job.request, precision="auto"))
-    found = Calibration.from_json(record)
     if found.is_good:
         logger.info("int8 keeps %.1f dB against fp32", found.psnr)
     else:
@@ -334,6 +334,7 @@ def _summarise(
         encoder=job.profile.name,
         engine=next((report.engine for report in upscaled if report.engine), {}),
         int8_psnr=round(job.calibrated.psnr, 2) if job.calibrated else None,
+        kept=round(sum(report.kept * job.chunks[report.chunk].frames for report in upscaled) / max(1, frames), 4),
         verified=True,
         node_seconds=node_seconds,
         not_carried=job.carried.left_out,

@@ -1,16 +1,19 @@
 """Calibrate: decide whether the model may be computed in bytes for this video.
 
 Two short tasks before the first chunk of a job that asks for `int8`: one decodes a few frames from all over the video,
-the other, where the model runs, measures and tests on them. What they find is kept in the job's folder.
+the other, where the model runs, brings it into bytes and tests it on them. What they find is kept in the job's folder.
 """
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import xxhash
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -18,6 +21,7 @@ from tasks.cores import usable_cores
 from tasks.media.chunk_file import ChunkReader, ChunkWriter
 from tasks.media.decode import decode_frames
 from tasks.models import calibration
+from tasks.models.calibration import Verdict
 from tasks.plan import Plan, load_plan
 
 #: Frames that are looked at; every third one only tests what the others taught.
@@ -31,12 +35,8 @@ def sample(plan: str) -> None:
 
 
 @task(name="calibrate", tags={"pool:gpu"}, cache_policy=NO_CACHE)
-def calibrate(plan: str) -> str | None:
-    """Calibrate the model on the sample.
-
-    Returns:
-        A `Calibration` as JSON; `None` where there is a GPU, which has better precisions.
-    """
+def calibrate(plan: str) -> Verdict | None:
+    """Calibrate the model on the sample; `None` where there is a GPU, which has better precisions."""
     return calibrate_job(load_plan(Path(plan)))
 
 
@@ -54,8 +54,8 @@ def sample_frames(plan: Plan) -> None:
                 writer.write(frame[None])
 
 
-def calibrate_job(plan: Plan) -> str | None:
-    """Measure, test, and remove the sample.
+def calibrate_job(plan: Plan) -> Verdict | None:
+    """Bring the network into bytes, test it, and remove the sample.
 
     Raises:
         ChunkFileError: The sample is missing or damaged.
@@ -64,12 +64,15 @@ def calibrate_job(plan: Plan) -> str | None:
 
     if torch.cuda.is_available():
         return None
-    if plan.calibration.exists():
-        return plan.calibration.read_text()
+    if (known := plan.known_verdict()) is not None:
+        return known
     frames = np.concatenate(list(ChunkReader(plan.sample).batches(1)))
-    found = calibration.calibrate(plan.card, plan.facts.picture, plan.target, frames).to_json()
-    partial = plan.calibration.with_suffix(".partial")
-    partial.write_text(found)
-    os.replace(partial, plan.calibration)
+    quantised, psnr = calibration.calibrate(plan.card, plan.facts.picture, plan.target, frames)
+    partial = plan.verdict.with_suffix(".partial")
+    quantised.save(partial)
+    verdict = Verdict(psnr, f"int8-{xxhash.xxh3_128_hexdigest(partial.read_bytes())[:16]}.safetensors")
+    os.replace(partial, plan.folder / verdict.file)
+    partial.write_text(json.dumps(asdict(verdict)))
+    os.replace(partial, plan.verdict)
     plan.sample.unlink()
-    return found
+    return verdict

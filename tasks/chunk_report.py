@@ -26,6 +26,8 @@ class StageReport:
     """What inference ran with (`EngineDescription`), for the report."""
     bytes: int = 0
     """Bytes of the file that the stage wrote."""
+    kept: float = 0.0
+    """Share of the picture that was not computed, because nothing within reach had changed."""
     where: Place = field(default_factory=this_place)
     """The worker."""
 

@@ -33,14 +33,14 @@ from tasks.media.mux import Carried
 from tasks.media.pixels import PictureFormat
 from tasks.media.probe import Colour, SourceFacts, StreamFacts
 from tasks.media.timestamps import FrameTable, refuse_cut_off, scan_packets
-from tasks.models.backends import Ranges
-from tasks.models.calibration import Calibration
+from tasks.models.calibration import Verdict
 from tasks.models.cards import ModelCard, find_model
 from tasks.request import CheckedRequest, UpscaleRequest
 
 #: Versions of what the extract and upscale stages write; part of every chunk key. Raise one when its output changes.
 EXTRACT_VERSION: Final = 1
 UPSCALE_VERSION: Final = 2
+CALIBRATION_VERSION: Final = 2
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Plan:
     carried: Carried
     damaged_frames: int
     """Frames that the source announces and `--salvage` leaves out."""
-    calibrated: Calibration | None = None
+    calibrated: Verdict | None = None
     """What was found about `int8`, if that was asked for."""
 
     @property
@@ -91,12 +91,13 @@ class Plan:
     @property
     def precision(self) -> str:
         """In which the network is computed: not in `int8` before a calibration has shown that it may be."""
-        return "fp32" if self.request.precision == "int8" and self.ranges is None else self.request.precision
+        return "fp32" if self.request.precision == "int8" and self.quantised is None else self.request.precision
 
     @property
-    def ranges(self) -> Ranges | None:
-        """What an engine in `int8` needs."""
-        return self.calibrated.ranges if self.calibrated is not None and self.calibrated.is_good else None
+    def quantised(self) -> Path | None:
+        """The network in bytes, where it is used."""
+        good = self.calibrated is not None and self.calibrated.is_good
+        return self.folder / self.calibrated.file if good and self.calibrated else None
 
     @property
     def sample(self) -> Path:
@@ -104,19 +105,21 @@ class Plan:
         return self.folder / "sample.yuv"
 
     @property
-    def calibration(self) -> Path:
+    def verdict(self) -> Path:
         """What calibration found, as JSON."""
-        return self.folder / "calibration.json"
+        return self.folder / f"calibration-{CALIBRATION_VERSION}.json"
+
+    def known_verdict(self) -> Verdict | None:
+        """What an earlier run of the job found."""
+        if not self.verdict.exists():
+            return None
+        found = Verdict(**json.loads(self.verdict.read_text()))
+        return found if (self.folder / found.file).exists() else None
 
     @property
     def result(self) -> Path:
         """The joined result before it is published."""
         return self.folder / f"result{Path(self.request.destination).suffix.lower()}"
-
-    @cached_property
-    def _arithmetic(self) -> tuple[str, str]:
-        # Once, not for every chunk: the ranges are thousands of numbers.
-        return self.precision, _digest(self.ranges)
 
     @cached_property
     def _files(self) -> tuple[tuple[Path, Path, Path], ...]:
@@ -126,7 +129,9 @@ class Plan:
     def _files_of(self, chunk: Chunk) -> tuple[Path, Path, Path]:
         times = self.table.pts[chunk.first : chunk.last + 1]
         extract = [EXTRACT_VERSION, MAGIC.decode(), self.job_id, xxhash.xxh3_64_hexdigest(times.tobytes())]
-        upscale = [*extract, UPSCALE_VERSION, self.model_hash, self.target.to_dict(), *self._arithmetic]
+        quantised = self.quantised.name if self.quantised else None
+        upscale = [*extract, UPSCALE_VERSION, self.model_hash, self.target.to_dict(), self.precision, quantised]
+        upscale.append(self.request.tolerance)
         encode = [upscale, ENCODE_VERSION, ffmpeg.version(), asdict(self.profile), str(self.table.rate)]
         return (
             self._file("extract", chunk, ".yuv", extract),
@@ -174,6 +179,7 @@ def make_plan(checked: CheckedRequest, model_hash: str) -> Plan:
         asdict(checked.profile),
         checked.muxer,
         request.precision,
+        request.tolerance,
     ]
     job_id = _digest(identity)[:16]
     chunks = lay_out(len(table), checked.chunk_limit(table.rate), group_frames(table.rate), request.chunk_seconds)
@@ -214,7 +220,7 @@ def save_plan(plan: Plan) -> Path:
         "muxer": plan.muxer,
         "carried": asdict(plan.carried),
         "damaged_frames": plan.damaged_frames,
-        "calibrated": plan.calibrated.to_json() if plan.calibrated else None,
+        "calibrated": asdict(plan.calibrated) if plan.calibrated else None,
     }
     path = plan.folder / f"plan-{_digest([record, plan.table.pts.tobytes().hex()])[:12]}.json"
     partial = path.with_suffix(".partial")
@@ -248,7 +254,7 @@ def load_plan(path: Path) -> Plan:
         muxer=record["muxer"],
         carried=Carried(tuple(carried["indexes"]), {int(key): why for key, why in carried["left_out"].items()}),
         damaged_frames=record["damaged_frames"],
-        calibrated=Calibration.from_json(record["calibrated"]) if record["calibrated"] else None,
+        calibrated=Verdict(**record["calibrated"]) if record["calibrated"] else None,
     )
 
 

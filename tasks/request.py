@@ -35,6 +35,9 @@ PRECISIONS: Final = ("auto", "fp32", "fp16", "bf16", "int8")
 SMALLEST_SCALE: Final = 2
 LARGEST_SCALE: Final = 4
 
+#: Differences in code values above this are seen by everybody.
+LARGEST_TOLERANCE: Final = 16
+
 #: Bytes per pixel of encoded video, generously (about 10 times a streaming service's).
 _ENCODED_BYTES_PER_PIXEL: Final = {"h264": 0.08, "h265": 0.06, "ffv1": 0.8}
 
@@ -57,6 +60,8 @@ class UpscaleRequest:
     """Name of an encoder profile."""
     precision: str = "auto"
     """`auto`, `fp32`, `fp16`, `bf16`, or `int8` where it proves to be good enough for the video."""
+    tolerance: int = 0
+    """Code values by which a part of the picture may differ from what was upscaled there last and still be kept."""
     scratch: str | None = None
     """Folder for chunk files; see `scratch_folder`."""
     chunk_seconds: float | None = None
@@ -186,6 +191,10 @@ def _check_numbers(request: UpscaleRequest) -> None:
     if request.height is not None and (request.height < 2 or request.height % 2):
         raise SettingsError(
             f"height {request.height} is not an even number of rows", "Choose an even height, such as 1080"
+        )
+    if not 0 <= request.tolerance <= LARGEST_TOLERANCE:
+        raise SettingsError(
+            f"a tolerance of {request.tolerance} code values is out of range", f"Give 0 to {LARGEST_TOLERANCE}"
         )
     if request.chunk_seconds is not None and not 0 < request.chunk_seconds < float("inf"):
         raise SettingsError(f"a chunk of {request.chunk_seconds} seconds makes no sense", "Give a number above 0")

@@ -25,9 +25,9 @@ from tasks.chunks import Chunk
 from tasks.errors import FrameError, ModelError
 from tasks.media.chunk_file import ChunkReader, ChunkWriter, is_valid
 from tasks.media.pixels import PictureFormat
-from tasks.models.backends import Ranges
 from tasks.models.cards import find_model
 from tasks.models.engine import Engine
+from tasks.models.quantisation import Quantised
 from tasks.models.weights import content_hash
 from tasks.plan import Plan, load_plan
 
@@ -54,7 +54,16 @@ def upscale_chunk(plan: Plan, chunk: Chunk) -> StageReport:
     if plan.encoded(chunk).exists() or is_valid(path, plan.target, chunk.frames):
         plan.extracted(chunk).unlink(missing_ok=True)
         return StageReport.reused("upscale", chunk.index)
-    engine = shared_engine(plan.model, plan.model_hash, plan.facts.picture, plan.target, plan.precision, plan.ranges)
+    engine = shared_engine(
+        plan.model,
+        plan.model_hash,
+        plan.facts.picture,
+        plan.target,
+        plan.precision,
+        plan.quantised,
+        plan.request.tolerance,
+    )
+    before = engine.work
     reader = ChunkReader(plan.extracted(chunk))
     with ChunkWriter(path, plan.target) as writer:
         run_engine(engine, reader, writer, chunk.first)
@@ -69,6 +78,7 @@ def upscale_chunk(plan: Plan, chunk: Chunk) -> StageReport:
         time.time() - started,
         engine=asdict(engine.description),
         bytes=path.stat().st_size,
+        kept=(engine.work - before).kept,
     )
 
 
@@ -98,7 +108,8 @@ def shared_engine(
     source: PictureFormat,
     target: PictureFormat,
     precision: str,
-    ranges: Ranges | None,
+    quantised: Path | None,
+    tolerance: int,
 ) -> Engine:
     """The engine of this worker process; another model, picture size or precision replaces it.
 
@@ -110,4 +121,5 @@ def shared_engine(
         raise ModelError(
             f"the weights of {model} on this node differ from those of the plan", "Use one model folder for all nodes"
         )
-    return Engine(card, source, target, precision=precision, ranges=ranges)
+    in_bytes = Quantised.load(quantised) if quantised else None
+    return Engine(card, source, target, precision=precision, quantised=in_bytes, tolerance=tolerance)

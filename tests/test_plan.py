@@ -133,6 +133,8 @@ def test_whatever_changes_the_result_changes_the_job(clips: Clips, tmp_path: Pat
         _plan(source, tmp_path, scale=4).job_id,
         _plan(source, tmp_path, height=108).job_id,
         _plan(source, tmp_path, encoder="h265").job_id,
+        _plan(source, tmp_path, precision="int8").job_id,
+        _plan(source, tmp_path, tolerance=1).job_id,
         _plan(source, tmp_path, destination=str(tmp_path / "film.mkv")).job_id,
         _plan(source, tmp_path, model_hash="1" * 64).job_id,
         _plan(clips.path("rate-24-1.mp4"), tmp_path).job_id,

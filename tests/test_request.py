@@ -117,6 +117,8 @@ def test_size_and_model_follow_from_scale_or_height(
         ({"chunk_seconds": float("nan")}, "nan seconds"),
         ({"chunk_seconds": float("inf")}, "inf seconds"),
         ({"encoder": "theora"}, "unknown encoder 'theora'"),
+        ({"tolerance": -1}, "a tolerance of -1 code values"),
+        ({"tolerance": 17}, "a tolerance of 17 code values is out of range"),
         ({"precision": "fp8"}, "unknown precision 'fp8'"),
         ({"precision": "int8", "model": "RealESRGAN_x4plus"}, "RealESRGAN_x4plus cannot be computed in int8"),
         ({"encoder": ""}, "unknown encoder"),

@@ -112,16 +112,18 @@ class PlanesToRgb:
         # The luma column of every inverse is one: H.273 matrices give R = G = B = Y for grey.
         self._luma_gain = 1.0 / code.luma_scale
 
-    def __call__(self, frames: Tensor) -> Tensor:
+    def __call__(self, frames: Tensor, picture: PictureFormat | None = None) -> Tensor:
         """Convert.
 
         Args:
-            frames: uint8 `[n, format.frame_bytes]`.
+            frames: uint8 `[n, picture.frame_bytes]`.
+            picture: Their format, if they have another size than the converter was made for.
 
         Returns:
             float32 `[n, 3, height, width]`.
         """
-        luma, chroma = _split(frames, self.format)
+        picture = picture or self.format
+        luma, chroma = _split(frames, picture)
         cell_y, cell_x = self._cell
         radius_y, radius_x = self._kernel.shape[2] // 2, self._kernel.shape[3] // 2
         chroma = F.pad(chroma.float(), (radius_x, radius_x, radius_y, radius_y), mode="replicate")
@@ -129,7 +131,7 @@ class PlanesToRgb:
         n, _, h, w = offsets.shape
         rgb = offsets.view(n, 3, cell_y, cell_x, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, 3, h * cell_y, w * cell_x)
         # A source of odd size has one luma row or column less than its chroma covers.
-        rgb = rgb[:, :, : self.format.height, : self.format.width]
+        rgb = rgb[:, :, : picture.height, : picture.width]
         return torch.add(rgb, luma.float(), alpha=self._luma_gain)
 
 
@@ -155,28 +157,29 @@ class RgbToPlanes:
         self._kernels: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
         self._edges: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, rgb: Tensor) -> Tensor:
+    def __call__(self, rgb: Tensor, picture: PictureFormat | None = None) -> Tensor:
         """Convert.
 
         Args:
-            rgb: float32 `[n, 3, format.height, format.width]`.
+            rgb: float32 `[n, 3, picture.height, picture.width]`.
+            picture: Format of the result, if it has another size than the converter was made for.
 
         Returns:
-            uint8 `[n, format.frame_bytes]`.
+            uint8 `[n, picture.frame_bytes]`.
         """
         cell_y, cell_x = self._cell
         pad_y, pad_x = -rgb.shape[2] % cell_y, -rgb.shape[3] % cell_x
         if pad_y or pad_x:
             rgb = F.pad(rgb, (0, pad_x, 0, pad_y), mode="replicate")
         if self._cell == (1, 1):
-            return self.from_phases(rgb, 1)
-        return self.from_phases(F.pixel_unshuffle(rgb, 2), 2)
+            return self.from_phases(rgb, 1, picture)
+        return self.from_phases(F.pixel_unshuffle(rgb, 2), 2, picture)
 
     def takes_phases(self, scale: int) -> bool:
         """Whether `from_phases` can be called with this scale: a cell of chroma must not straddle two of its pixels."""
         return scale % self._cell[0] == 0 and scale % self._cell[1] == 0
 
-    def from_phases(self, phases: Tensor, scale: int) -> Tensor:
+    def from_phases(self, phases: Tensor, scale: int, picture: PictureFormat | None = None) -> Tensor:
         """Convert an image that is not put together yet.
 
         What is pixel by pixel costs the same before and after a pixel shuffle; resampling chroma is far cheaper
@@ -186,10 +189,12 @@ class RgbToPlanes:
             phases: float32 `[n, 3 * scale**2, h, w]`, what `F.pixel_shuffle(., scale)` makes an image of the target's
                 size from (or of that size rounded up to whole chroma cells).
             scale: A multiple of the size of the chroma cell.
+            picture: Format of the result, if it has another size than the converter was made for.
 
         Returns:
-            uint8 `[n, format.frame_bytes]`.
+            uint8 `[n, picture.frame_bytes]`.
         """
+        picture = picture or self.format
         if scale not in self._kernels:
             self._kernels[scale] = self._kernels_for(scale)
         luma_kernel, luma_bias, chroma_kernel, chroma_bias = self._kernels[scale]
@@ -201,8 +206,8 @@ class RgbToPlanes:
         gain_y, gain_x = self._edge_gains(scale, h, w)
         chroma = torch.addcmul(chroma_bias, chroma.mul_(gain_y), gain_x)
 
-        out = torch.empty(n, self.format.frame_bytes, dtype=torch.uint8, device=phases.device)
-        luma_plane, chroma_planes = _split(out, self.format)
+        out = torch.empty(n, picture.frame_bytes, dtype=torch.uint8, device=phases.device)
+        luma_plane, chroma_planes = _split(out, picture)
         cell_y, cell_x = self._cell
         _write(luma, luma_plane, (scale, scale), self._code.peak)
         _write(chroma, chroma_planes, (scale // cell_y, scale // cell_x), self._code.peak)

@@ -112,7 +112,7 @@ def prepare_engine(model: str, size: tuple[int, int], options: dict[str, Any]) -
     if options.get("precision") == "int8":
         from tasks.models.calibration import calibrate
 
-        options = {**options, "ranges": calibrate(card, source, target, frames[:3]).ranges}
+        options = {**options, "quantised": calibrate(card, source, target, frames[:3])[0]}
     started = time.perf_counter()
     engine = Engine(card, source, target, reuse=False, **options)
     engine.upscale(frames[:1])

@@ -16,7 +16,7 @@ import platform
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,10 +31,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tasks.errors import FrameError, ModelError, SettingsError
+from tasks.media.changes import Change, ChangeFinder, cut_out, paste
 from tasks.media.colour import PlanesToRgb, RgbToPlanes
 from tasks.media.pixels import PictureFormat
-from tasks.models.backends import Backend, Ranges, choose_backend, make_backend
+from tasks.models.backends import Backend, choose_backend, make_backend
 from tasks.models.cards import ModelCard, all_cards
+from tasks.models.quantisation import Quantised
 from tasks.models.state import load_state
 
 #: Type of what goes into a network and comes out. `int8` names what the layers between compute in.
@@ -76,6 +78,24 @@ class EngineDescription:
     """Frames per pass of a GPU; frames side by side on a CPU."""
 
 
+@dataclass(frozen=True)
+class Work:
+    """Pixels of sources."""
+
+    given: int = 0
+    """In all frames."""
+    computed: int = 0
+    """Of which the network was computed; the others were kept from the frame before."""
+
+    def __sub__(self, earlier: Work) -> Work:
+        return Work(self.given - earlier.given, self.computed - earlier.computed)
+
+    @property
+    def kept(self) -> float:
+        """Share of the work that did not have to be done."""
+        return max(0.0, 1 - self.computed / self.given) if self.given else 0.0
+
+
 class Engine:
     """A network on a device, for frames of one size.
 
@@ -92,6 +112,9 @@ class Engine:
 
     One thread at a time may use an engine; others wait.
 
+    Attributes:
+        work: What was given to it and what was computed, from its beginning.
+
     Args:
         card: The model; its weights must be on this machine.
         source: Frames given to `upscale`.
@@ -100,12 +123,16 @@ class Engine:
         backend: `auto` (`openvino` on a CPU, `torch` on a GPU), `torch` or `openvino`.
         precision: `auto` (`fp16` on a GPU, `fp32` on the CPU), `fp32`, `fp16` or `bf16`; `int8` on a CPU, for `srvgg`
             networks. A frame whose result is not finite is repeated in `bf16`, then in `fp32`.
-        ranges: What `int8` needs to know of the network's activations, from `calibration.calibrate`.
+        quantised: The network in bytes, for `int8`: see `calibration.calibrate`.
         threads: CPU threads, by default as many as torch takes.
         tile: Edge of a tile in input pixels, `None` to choose by free memory.
         batch: Frames per pass on a GPU, frames side by side on a CPU with OpenVINO; `None` to choose by frame size and
             free memory.
-        reuse: Return a copy if a frame equals the one before it byte for byte.
+        reuse: Keep what the frame before gave where nothing within reach of the network has changed; the result is the
+            same bit for bit. Parts of frames are kept on a CPU, by `srvgg` networks whose result is not resized; whole
+            frames always.
+        tolerance: Code values by which a sample may differ from the one it was last computed from and still count as
+            unchanged. Above 0 the result is no longer the same, and depends on where chunks begin.
         autotune: Let cuDNN time its algorithms; results may then differ by one code value between processes.
 
     Raises:
@@ -123,15 +150,17 @@ class Engine:
         device: str = "auto",
         backend: str = "auto",
         precision: str = "auto",
-        ranges: Ranges | None = None,
+        quantised: Quantised | None = None,
         threads: int | None = None,
         tile: int | None = None,
         batch: int | None = None,
         reuse: bool = True,
+        tolerance: int = 0,
         autotune: bool = False,
     ) -> None:
         _check_size(card, source, target)
-        for name, value, least in (("threads", threads, 1), ("tile", tile, SMALLEST_TILE), ("batch", batch, 1)):
+        least_values = {"threads": (threads, 1), "tile": (tile, SMALLEST_TILE), "batch": (batch, 1)}
+        for name, (value, least) in {**least_values, "tolerance": (tolerance, 0)}.items():
             if value is not None and value < least:
                 raise SettingsError(f"{name} is {value}", f"Give at least {least}")
         self.card = card
@@ -140,10 +169,13 @@ class Engine:
         self.device = _device(device)
         self.precision = _precision(precision, self.device)
         self._backend = choose_backend(backend, self.device)
-        self._ranges = ranges
+        self._quantised = quantised
         if self.precision == "int8":
-            _check_int8(card, self._backend, ranges)
+            _check_int8(card, self._backend, quantised)
         self._reuse = reuse
+        self._tolerance = tolerance
+        self._finder = ChangeFinder(source, self._reach, tolerance)
+        self.work = Work()
         self._autotune = autotune
         self._lock = threading.Lock()
         self._threads: int | None = None
@@ -183,6 +215,20 @@ class Engine:
         list(pool.map(lambda _: set_threads(), range(self._batch)))
         torch.set_num_threads(everywhere)  # What threads to come will start with; those above have their own number.
         return pool
+
+    @cached_property
+    def _reach(self) -> int:
+        """How far a changed sample of the source can be from a sample of the result that it changes, in pixels."""
+        from_chroma = 5  # Two chroma samples on, from the near end of the own one to the far end of the other.
+        to_chroma = math.ceil(5 / self.card.scale) + 1
+        reach = self.card.receptive_field + from_chroma + to_chroma
+        return reach + reach % 2
+
+    @property
+    def _keeps_parts(self) -> bool:
+        enlarged = (self.card.scale * self.source.width, self.card.scale * self.source.height)
+        whole = self.card.architecture != "srvgg" or enlarged != (self.target.width, self.target.height)
+        return self._reuse and self.device.type == "cpu" and not whole
 
     @property
     def tile(self) -> int | None:
@@ -271,6 +317,8 @@ class Engine:
         """
         with self._lock:
             checked = self._checked(batches)
+            if self._tolerance:
+                self._last = None  # What was computed before must not show.
             yield from (self._stream_on_cpu if self.device.type == "cpu" else self._stream_on_gpu)(checked, first_frame)
 
     def _checked(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -307,52 +355,89 @@ class Engine:
                 result[i] = self._until_finite(image, convert, i)[0].cpu().numpy()
         return result
 
-    def _distinct(self, frames: np.ndarray) -> tuple[list[int], list[int]]:
-        """Which frames must be computed.
-
-        Returns:
-            Their indices, and for each frame its place among them; -1 for frames equal to the last of the last call.
-        """
-        if not self._reuse:
-            return list(range(len(frames))), list(range(len(frames)))
-        distinct: list[int] = []
-        origin: list[int] = []
-        before, place = (self._last[0], -1) if self._last is not None else (None, -1)
-        for i, frame in enumerate(frames):
-            if before is None or not np.array_equal(frame, before):
-                place = len(distinct)
-                distinct.append(i)
-            origin.append(place)
-            before = frame
-        return distinct, origin
-
     def _stream_on_cpu(self, batches: Iterable[np.ndarray], first_frame: int) -> Iterator[np.ndarray]:
         """One frame at a time, or as many as there are streams."""
-        pending: deque[Future[np.ndarray]] = deque()
-        before, result = None, Future[np.ndarray]()
-        if self._last is not None:
-            before = self._last[0]
-            result.set_result(self._last[1])
+        pending: deque[list[tuple[Change | None, Future[np.ndarray]]]] = deque()
+        known, result = self._last or (None, None)
+
+        def collect() -> np.ndarray:
+            nonlocal result
+            result = self._put_together(pending.popleft(), result)
+            return result[None]
+
         try:
             for index, frame in enumerate(chain.from_iterable(batches), first_frame):
-                if before is None or not self._reuse or not np.array_equal(frame, before):
-                    result = self._side_by_side.submit(self._upscale_on_cpu, frame, index)
-                before = frame
-                pending.append(result)
+                changes = self._changes(frame, known)
+                known = frame if changes is None else self._now_known(known, frame, changes)
+                pending.append(
+                    [
+                        (change, self._side_by_side.submit(self._upscale_on_cpu, frame, index, change))
+                        for change in (changes if changes is not None else [None])
+                    ]
+                )
                 if len(pending) > self._batch:  # One more than can be computed: nobody waits for the caller.
-                    yield pending.popleft().result()[None]
+                    yield collect()
             while pending:
-                yield pending.popleft().result()[None]
-            if before is not None:
-                self._last = before.copy(), result.result()
+                yield collect()
+            if known is not None and result is not None:
+                self._last = known.copy(), result
         finally:
-            for future in pending:
+            for _, future in chain.from_iterable(pending):
                 future.cancel()
 
-    def _upscale_on_cpu(self, frame: np.ndarray, index: int) -> np.ndarray:
+    def _changes(self, frame: np.ndarray, known: np.ndarray | None) -> Sequence[Change] | None:
+        """What of a frame has to be computed, `None` for all of it."""
+        changes = None
+        if known is not None and self._reuse:
+            changes = self._finder.changes(frame, known)
+            if changes and not self._keeps_parts:
+                changes = None
+        pixels = self.source.width * self.source.height
+        computed = pixels if changes is None else sum(change.needed.area for change in changes)
+        self.work = Work(self.work.given + pixels, self.work.computed + computed)
+        return changes
+
+    def _now_known(self, known: np.ndarray | None, frame: np.ndarray, changes: Sequence[Change]) -> np.ndarray:
+        """The frame that the results so far stand for."""
+        assert known is not None
+        if not changes or not self._tolerance:
+            return known if not changes else frame
+        # What differs a little stays as it was, or small changes could add up unseen.
+        known = known.copy()
+        for change in changes:
+            part = cut_out(frame, self.source, change.changed)
+            size = self.source.resized(*change.changed.size)
+            paste(known, self.source, change.changed, part, size, change.changed.within(change.changed))
+        return known
+
+    def _put_together(
+        self, parts: Sequence[tuple[Change | None, Future[np.ndarray]]], before: np.ndarray | None
+    ) -> np.ndarray:
+        """The result for a frame, from what was computed of it and the result for the frame before."""
+        if any(change is None for change, _ in parts):
+            return parts[0][1].result()
+        assert before is not None
+        if not parts:
+            return before
+        result, scale = before.copy(), self.card.scale
+        for change, future in parts:
+            assert change is not None
+            columns, rows = change.needed.size
+            inside = change.affected.within(change.needed).scaled(scale)
+            part_picture = self.target.resized(scale * columns, scale * rows)
+            paste(result, self.target, change.affected.scaled(scale), future.result(), part_picture, inside)
+        return result
+
+    def _upscale_on_cpu(self, frame: np.ndarray, index: int, change: Change | None = None) -> np.ndarray:
+        """A whole frame, or what a change needs of it."""
+        picture = self.source
+        if change is not None:
+            frame, picture = cut_out(frame, picture, change.needed), picture.resized(*change.needed.size)
         with torch.inference_mode():
             planes = torch.from_numpy(frame[None].copy())  # Of its own: the caller's may be read-only.
-            return self._until_finite(planes, self._convert, index)[0].numpy()
+            # Results of fp32 and int8 are finite wherever fp32's are, so no part is computed in another precision
+            # than the rest of its frame.
+            return self._until_finite(planes, partial(self._convert, picture=picture), index)[0].numpy()
 
     def _stream_on_gpu(self, batches: Iterable[np.ndarray], first_frame: int) -> Iterator[np.ndarray]:
         """A batch as it came at a time; the larger, the more of the transfers are hidden behind the computation."""
@@ -361,35 +446,45 @@ class Engine:
                 continue
             with self._settings():
                 result = self._upscale_batch(frames, first_frame)
-            if self._reuse:
-                self._last = frames[-1].copy(), result[-1].copy()
             first_frame += len(frames)
             yield result
 
     def _upscale_batch(self, frames: np.ndarray, first_frame: int) -> np.ndarray:
-        distinct, origin = self._distinct(frames)
+        """Frames that changed, and copies of their results for the others."""
+        known, before = self._last or (None, None)
+        origin, distinct = [], []  # Where in the results each frame's one is, -1 for `before`.
+        for i, frame in enumerate(frames):
+            if self._changes(frame, known) is None:
+                distinct.append(i)
+                known = frame
+            origin.append(len(distinct) - 1)
         results = np.empty((len(distinct), self.target.frame_bytes), np.uint8)
         self._upscale_on_gpu(frames[distinct] if len(distinct) < len(frames) else frames, results, first_frame)
+        if self._reuse and len(distinct):
+            assert known is not None
+            self._last = known.copy(), results[-1].copy()
         if len(distinct) == len(frames):
             return results
-        result = np.empty((len(frames), self.target.frame_bytes), np.uint8)
-        for i, source in enumerate(origin):
-            assert source >= 0 or self._last is not None
-            result[i] = results[source] if source >= 0 else self._last[1]  # type: ignore[index]
-        return result
+        return np.stack([results[place] if place >= 0 else before for place in origin])  # type: ignore[misc]
 
-    def _convert(self, frames: Tensor, precision: str) -> tuple[Tensor, Tensor]:
-        """uint8 `[n, source.frame_bytes]` to uint8 `[n, target.frame_bytes]` and bool `[n]`: whether all is finite."""
-        output, finite = self._enlarge(self._to_rgb(frames).clamp_(0, 1), precision)
-        scale = self.card.scale
-        enlarged = (scale * self.source.height, scale * self.source.width)
-        wanted = (self.target.height, self.target.width)
-        if self.card.architecture == "srvgg" and wanted == enlarged and self._to_planes.takes_phases(scale):
-            return self._to_planes.from_phases(output, scale), finite
+    def _convert(self, frames: Tensor, precision: str, picture: PictureFormat | None = None) -> tuple[Tensor, Tensor]:
+        """uint8 `[n, source.frame_bytes]` to uint8 `[n, target.frame_bytes]` and bool `[n]`: whether all is finite.
+
+        With a `picture`, frames are parts of the source in that format, and results parts of the target.
+        """
+        source, target, scale = picture or self.source, self.target, self.card.scale
+        enlarged = source.resized(scale * source.width, scale * source.height)
+        if picture is not None and picture != self.source:
+            target = target.resized(enlarged.width, enlarged.height)
+        output, finite = self._enlarge(self._to_rgb(frames, source).clamp_(0, 1), precision)
+        is_enlarged = (target.width, target.height) == (enlarged.width, enlarged.height)
+        if self.card.architecture == "srvgg" and is_enlarged and self._to_planes.takes_phases(scale):
+            return self._to_planes.from_phases(output, scale, target), finite
         image = self._image(output)
-        if wanted != enlarged:
+        if not is_enlarged:
+            wanted = (target.height, target.width)
             image = F.interpolate(image, wanted, mode="bicubic", antialias=True, align_corners=False).clamp_(0, 1)
-        return self._to_planes(image), finite
+        return self._to_planes(image, target), finite
 
     def _enlarge(self, rgb: Tensor, precision: str) -> tuple[Tensor, Tensor]:
         """Float32 RGB in 0..1 through the network.
@@ -559,7 +654,7 @@ class Engine:
                 PRECISIONS[precision],
                 threads=self._threads or 1,
                 streams=self._batch,
-                ranges=self._ranges if precision == "int8" else None,
+                quantised=self._quantised if precision == "int8" else None,
             )
         return self._networks[precision]
 
@@ -649,14 +744,14 @@ def _precision(name: str, device: torch.device) -> str:
     return name
 
 
-def _check_int8(card: ModelCard, backend: str, ranges: Ranges | None) -> None:
+def _check_int8(card: ModelCard, backend: str, quantised: Quantised | None) -> None:
     if card.architecture != "srvgg":
         # The residuals of dense networks outgrow 256 steps.
         raise SettingsError(f"{card.name} cannot be computed in int8, only compact networks can", "Use fp32")
     if backend != "openvino":
         raise SettingsError(f"the backend {backend} does not compute in int8", "Use openvino")
-    if ranges is None or len(ranges) != card.num_conv + 1:
-        raise SettingsError("int8 needs the ranges of the network's activations", "Calibrate it on frames of the video")
+    if quantised is None or len(quantised.bounds) != card.num_conv + 1:
+        raise SettingsError("int8 needs the network in bytes", "Calibrate it on frames of the video")
 
 
 def _fallbacks(precision: str) -> tuple[str, ...]:

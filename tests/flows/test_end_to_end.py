@@ -192,6 +192,18 @@ def test_fp32_where_int8_is_not(films: Path, place: Place) -> None:
     assert "computed in fp32: int8 would keep only" in finished.stderr
 
 
+def test_what_stands_still_is_computed_once(films: Path, place: Place) -> None:
+    twice = place.folder / "twice.mkv"
+    lossless = ("-c:v", "libx264", "-qp", "0", "-c:a", "copy", "-c:s", "copy")
+    run_ffmpeg("-i", films / "film.mkv", "-map", "0", "-vf", "fps=12000/1001,fps=24000/1001", *lossless, twice)
+    finished = place.start(twice, place.result("twice.mp4")).wait()
+    assert finished.code == 0, finished.stderr
+    # A chunk that begins with the second one of a pair may be computed where the first one was not.
+    assert 0.4 < finished.record["kept"] < 0.6
+    assert f"{finished.record['kept']:.0%} of the picture had not changed" in finished.stderr
+    check_result(twice, place.result("twice.mp4"), (192, 128), subtitles=False)
+
+
 @dataclass
 class Observed(SchedulerPlugin):
     """Which worker each task run was computed on, as the scheduler saw it."""

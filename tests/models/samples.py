@@ -26,8 +26,8 @@ def unfit_for_bytes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     state["body.0.bias"][:2] = 0
     state["body.0.weight"][:2, 0, 1, 1] = torch.tensor([large, other])
     state["body.2.weight"][:, :2] = 0
-    state["body.2.weight"][:, 0, 1, 1] = 1000 / large
-    state["body.2.weight"][:, 1, 1, 1] = -1000 / other
+    state["body.2.weight"][:, 0, 1, 1] = 10000 / large
+    state["body.2.weight"][:, 1, 1, 1] = -10000 / other
     return state
 
 

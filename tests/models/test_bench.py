@@ -17,13 +17,13 @@ SUPERRES = str(Path(sys.executable).with_name("superres"))
 
 
 def test_both_take_turns(srvgg_x2: ModelCard) -> None:
-    result = measure(srvgg_x2, (48, 32), turns=2, seconds=0.05, reference=True, options={"threads": 1})
+    result = measure(srvgg_x2, (48, 32), turns=1, seconds=0.05, reference=True, options={"threads": 1})
     assert (result["model"], result["size"], result["target"]) == (srvgg_x2.name, "48x32", "96x64")
     assert (result["backend"], result["precision"], result["batch"]) == ("openvino", "fp32", 1)
     rate = result["fps"]
     assert result["tflops"] == pytest.approx(rate * srvgg_x2.flop_per_input_pixel * 48 * 32 / 1e12)
     assert result["share_of_peak"] == pytest.approx(result["tflops"] / result["matmul_peak_tflops"])
-    assert result["ratio"] == pytest.approx(rate / result["reference_fps"], rel=0.9)
+    assert result["ratio"] == pytest.approx(rate / result["reference_fps"])
     assert min(result["peak_memory_bytes"], result["reference_peak_memory_bytes"]) > 50e6
     assert result["first_frame_seconds"] > 0
     assert f"{rate:.2f}" in as_table([result])

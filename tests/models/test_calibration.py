@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from tasks.errors import SettingsError
-from tasks.models.calibration import LEAST_PSNR, Calibration, calibrate, psnr
+from tasks.models.calibration import LEAST_PSNR, Verdict, calibrate, psnr
 from tasks.models.cards import ModelCard, find_model
 from tasks.models.engine import Engine
+from tasks.models.quantisation import Quantised
 from tasks.models.state import load_state
 from tests.models.samples import picture_format, unfit_for_bytes, yuv_frames
 
@@ -29,14 +30,13 @@ def test_bundled_models_may_be_computed_in_bytes(name: str) -> None:
     card = find_model(name)
     source, target = formats(card)
     frames = yuv_frames(source, 9)
-    found = calibrate(card, source, target, frames)
-    assert found.is_good
-    assert Calibration.from_json(found.to_json()) == found
+    quantised, kept = calibrate(card, source, target, frames)
+    assert Verdict(kept, "").is_good
     exact = Engine(card, source, target, device="cpu").upscale(frames)
-    quick = Engine(card, source, target, device="cpu", precision="int8", ranges=found.ranges)
+    quick = Engine(card, source, target, device="cpu", precision="int8", quantised=quantised)
     result = quick.upscale(frames)
     assert quick.description.precision == "int8"
-    assert min(psnr(exact[i], result[i]) for i in (1, 4, 7)) == found.psnr < 100
+    assert min(psnr(exact[i], result[i]) for i in (1, 4, 7)) == kept < 100
 
 
 @pytest.mark.parametrize("tile", [32, 50])
@@ -44,9 +44,10 @@ def test_tiles_change_no_bit(tile: int) -> None:
     card = find_model("compact-x2")
     source, target = formats(card, 150, 130)
     frames = yuv_frames(source, 3)
-    ranges = calibrate(card, source, target, frames).ranges
+    quantised, _ = calibrate(card, source, target, frames)
     whole, tiled = (
-        Engine(card, source, target, device="cpu", precision="int8", ranges=ranges, tile=size) for size in (None, tile)
+        Engine(card, source, target, device="cpu", precision="int8", quantised=quantised, tile=size)
+        for size in (None, tile)
     )
     np.testing.assert_array_equal(tiled.upscale(frames), whole.upscale(frames))
 
@@ -56,18 +57,18 @@ def test_a_network_that_bytes_cannot_hold(tmp_path: Path) -> None:
     torch.save({"params": unfit_for_bytes(load_state(find_model("compact-x2")))}, weights)
     card = find_model(weights)
     source, target = formats(card)
-    found = calibrate(card, source, target, yuv_frames(source, 3))
-    assert found.psnr < LEAST_PSNR
-    assert not found.is_good
+    _, kept = calibrate(card, source, target, yuv_frames(source, 3))
+    assert kept < LEAST_PSNR
+    assert not Verdict(kept, "").is_good
 
 
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("srvgg_x2", {}, "needs the ranges"),
-        ("srvgg_x2", {"ranges": (((0.0, 1.0),),)}, "needs the ranges"),
-        ("srvgg_x2", {"ranges": (((0.0, 1.0),),) * 9, "backend": "torch"}, "backend torch does not compute in int8"),
-        ("rrdb_x2", {"ranges": ()}, "cannot be computed in int8"),
+        ("srvgg_x2", {}, "needs the network in bytes"),
+        ("srvgg_x2", {"quantised": Quantised({}, ((0.0, 1.0),))}, "needs the network in bytes"),
+        ("srvgg_x2", {"backend": "torch"}, "backend torch does not compute in int8"),
+        ("rrdb_x2", {}, "cannot be computed in int8"),
     ],
 )
 def test_int8_that_cannot_be(model: str, options: dict[str, Any], message: str, request: pytest.FixtureRequest) -> None:

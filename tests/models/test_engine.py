@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tasks.errors import FrameError, ModelError, SettingsError
+from tasks.media.changes import planes
 from tasks.media.colour import PlanesToRgb, RgbToPlanes
+from tasks.media.pixels import PictureFormat
 from tasks.models import engine as engine_module
 from tasks.models import networks, weights
 from tasks.models.backends import BACKENDS, torch_network
@@ -180,6 +182,66 @@ def test_repeated_frames_are_computed_once(srvgg_x2: ModelCard, backend: str, mo
     assert computed == 3
     np.testing.assert_array_equal(engine.upscale(frames[:3]), expected[:3])
     assert computed == 4
+
+
+def scenes(picture: PictureFormat, seed: int = 0) -> np.ndarray:
+    """Frames in which more and more of a still picture changes: a sample, patches here and there, everything."""
+    random = np.random.default_rng(seed)
+    frames = [yuv_frames(picture, 1, seed)[0]]
+    for _ in range(12):
+        frame = frames[-1].copy()
+        for plane in planes(frame, picture):
+            for _ in range(random.integers(3)):
+                top, left = random.integers(plane.shape[0]), random.integers(plane.shape[1])
+                part = plane[top : top + random.integers(1, 12), left : left + random.integers(1, 20)]
+                part[:] = random.integers(16, 235, part.shape)
+        frames.append(frame)
+    return np.stack([*frames, *yuv_frames(picture, 2, seed + 1)])
+
+
+@pytest.mark.parametrize("size", [(320, 180), (203, 151)])
+@pytest.mark.parametrize("model", ["compact-x2", "srvgg_x4", "srvgg_x3"])
+def test_kept_parts_change_no_bit(
+    model: str, size: tuple[int, int], backend: str, make_model: MakeModel, request: pytest.FixtureRequest
+) -> None:
+    if model == "srvgg_x3":
+        card = make_model(architecture="srvgg", scale=3, num_feat=8, num_conv=3)
+    else:
+        card = find_model(model) if "-" in model else request.getfixturevalue(model)
+    engine, plain = (make_engine(card, size, backend=backend, reuse=reuse) for reuse in (True, False))
+    frames = scenes(engine.source)
+    np.testing.assert_array_equal(engine.upscale(frames), plain.upscale(frames))
+    assert 0.05 < engine.work.kept < 1
+    assert plain.work.kept == 0
+
+
+def test_parts_are_kept_across_calls(srvgg_x2: ModelCard, backend: str) -> None:
+    engine, plain = (make_engine(srvgg_x2, (320, 180), backend=backend, reuse=reuse) for reuse in (True, False))
+    frames = scenes(engine.source)
+    results = [engine.upscale(frames[i : i + 1]) for i in range(len(frames))]
+    np.testing.assert_array_equal(np.concatenate(results), plain.upscale(frames))
+    assert engine.work.kept > 0.05
+
+
+def test_results_that_are_resized_are_kept_whole_only(srvgg_x4: ModelCard, backend: str) -> None:
+    engine, plain = (
+        make_engine(srvgg_x4, (320, 180), (640, 360), backend=backend, reuse=reuse) for reuse in (True, False)
+    )
+    frames = scenes(engine.source)[[0, 0, 1, 1]]
+    np.testing.assert_array_equal(engine.upscale(frames), plain.upscale(frames))
+    assert engine.work.kept == 0.5
+
+
+def test_small_differences_are_left_out_if_asked(srvgg_x2: ModelCard, backend: str) -> None:
+    engine, plain = make_engine(srvgg_x2, (320, 180), backend=backend, tolerance=2), make_engine(srvgg_x2, (320, 180))
+    frame = yuv_frames(engine.source, 1)[0].clip(16, 200)
+    creeping = np.stack([frame + step for step in range(7)])  # One code value brighter each time.
+    results = engine.upscale(creeping)
+    exact = plain.upscale(creeping)
+    for shown, computed in enumerate([0, 0, 0, 3, 3, 3, 6]):
+        np.testing.assert_array_equal(results[shown], exact[computed])
+    # What was computed before is not shown: another job's frames, or another chunk's.
+    np.testing.assert_array_equal(engine.upscale(creeping[5:]), exact[[5, 5]])
 
 
 def before_each_run(act: Callable[[Tensor], None], patch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Ranges = tuple[tuple[tuple[float, float], ...], ...]
-"""Least and largest value of each channel after each activation of an `srvgg` network."""
+    from tasks.models.quantisation import Quantised
 
 #: What a backend may be, besides `auto`.
 BACKENDS: Final = ("torch", "openvino")
@@ -76,7 +75,7 @@ def make_backend(
     *,
     threads: int,
     streams: int,
-    ranges: Ranges | None = None,
+    quantised: Quantised | None = None,
 ) -> Backend:
     """Build the network of `card` with its weights.
 
@@ -88,12 +87,12 @@ def make_backend(
         dtype: In which precision.
         threads: CPU threads to use.
         streams: Calls of `run` that come at the same time, on a CPU.
-        ranges: Compute in bytes, `openvino` and `srvgg` only: see `openvino_network.activation_ranges`.
+        quantised: The network in bytes, to run instead; `openvino` and `srvgg` only.
     """
     if name == "openvino":
         from tasks.models.backends.openvino_network import OpenVinoNetwork
 
-        return OpenVinoNetwork(card, state, threads, streams, ranges)
+        return OpenVinoNetwork(card, state, threads, streams, quantised)
     from tasks.models.backends.torch_network import TorchNetwork
 
     return TorchNetwork(card, state, device, dtype)

@@ -7,7 +7,7 @@ network, seconds of time and a package that reports its use to its maker.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -17,8 +17,8 @@ import torch
 from openvino import opset13 as ops
 from torch import Tensor
 
-from tasks.models.backends import Ranges
 from tasks.models.cards import ModelCard
+from tasks.models.quantisation import LARGEST_WEIGHT, LEVELS, Quantised
 
 Node = Any
 Weights = Mapping[str, Tensor]
@@ -35,16 +35,16 @@ class OpenVinoNetwork:
         state: Its weights.
         threads: Threads for all streams together.
         streams: Calls of `run` that are computed side by side, each by its share of the threads.
-        ranges: For an `srvgg` network computed in bytes.
+        quantised: An `srvgg` network in bytes, to run instead.
     """
 
     name = "openvino"
     channels_last = False
 
     def __init__(
-        self, card: ModelCard, state: Weights, threads: int, streams: int, ranges: Ranges | None = None
+        self, card: ModelCard, state: Weights, threads: int, streams: int, quantised: Quantised | None = None
     ) -> None:
-        model = srvgg(card, state, ranges) if card.architecture == "srvgg" else rrdb(card, state)
+        model = srvgg(card, state, quantised) if card.architecture == "srvgg" else rrdb(card, state)
         self._compiled = _compile(model, threads, streams)
         self._local = threading.local()
 
@@ -56,8 +56,8 @@ class OpenVinoNetwork:
         return torch.from_numpy(results[0])
 
 
-def activation_ranges(card: ModelCard, state: Weights, images: Iterable[Tensor], threads: int) -> Ranges:
-    """What the activations of an `srvgg` network are like, for a network in bytes.
+def activation_extremes(card: ModelCard, state: Weights, images: Iterable[Tensor], threads: int) -> Tensor:
+    """How far the activations of an `srvgg` network reach.
 
     Args:
         card: The model.
@@ -66,16 +66,25 @@ def activation_ranges(card: ModelCard, state: Weights, images: Iterable[Tensor],
         threads: CPU threads.
 
     Returns:
-        For each channel after each activation the least and the largest value in an image, averaged over the images.
+        Float32 `[image, activation, 2, channel]`: the least and the largest values.
     """
-    compiled = _compile(srvgg(card, state, watched=True), threads, 1)
-    extremes = []
-    for image in images:
-        results = compiled([image.contiguous().numpy()])
-        extremes.append([results[i] for i in range(1, len(compiled.outputs))])
-    # [activation, channel, low or high]
-    means = np.mean(extremes, axis=0).reshape(card.num_conv + 1, 2, card.num_feat).swapaxes(1, 2)
-    return tuple(tuple((float(low), float(high)) for low, high in channels) for channels in means)
+    axes = np.array([0, 2, 3])
+    watched = _compile(
+        srvgg(card, state, watch=lambda value: [ops.reduce_min(value, axes), ops.reduce_max(value, axes)]), threads, 1
+    )
+    found = [[results[i] for i in range(1, len(results))] for results in _run(watched, images)]
+    return torch.from_numpy(np.array(found)).reshape(len(found), card.num_conv + 1, 2, card.num_feat)
+
+
+def activations(card: ModelCard, state: Weights, images: Iterable[Tensor], threads: int) -> Iterator[list[Tensor]]:
+    """All activations of an `srvgg` network for each image, `[channels, h, w]` each; valid until the next image."""
+    watched = _compile(srvgg(card, state, watch=lambda value: [value]), threads, 1)
+    for results in _run(watched, images):
+        yield [torch.from_numpy(results[i][0]) for i in range(1, len(results))]
+
+
+def _run(compiled: Any, images: Iterable[Tensor]) -> Iterator[Any]:
+    return (compiled([image.contiguous().numpy()]) for image in images)
 
 
 @lru_cache(maxsize=1)
@@ -98,69 +107,36 @@ def _compile(model: openvino.Model, threads: int, streams: int) -> Any:
     )
 
 
-def srvgg(card: ModelCard, state: Weights, ranges: Ranges | None = None, watched: bool = False) -> openvino.Model:
+def srvgg(
+    card: ModelCard,
+    state: Weights,
+    quantised: Quantised | None = None,
+    watch: Callable[[Node], list[Node]] | None = None,
+) -> openvino.Model:
     """An SRVGGNetCompact without its pixel shuffle.
 
     Args:
         card: The model.
         state: Its weights.
-        ranges: Compute every convolution but the first one, which sees the image itself, in bytes.
-        watched: Give the least and the largest value after each activation as further outputs.
+        quantised: The same in bytes, to use instead.
+        watch: Makes further outputs from each activation.
     """
-    bounds: list[tuple[float, float]] = []
-    if ranges is not None:
-        state, bounds = _balanced(card, state, ranges)
     image = ops.parameter([-1, 3, -1, -1], np.float32)
     value: Node = image
-    extremes: list[Node] = []
+    watched: list[Node] = []
+    weights = state if quantised is None else quantised.state
     for layer in range(card.num_conv + 2):
-        in_bytes = ranges is not None and layer > 0
-        value = _convolution(value, state, f"body.{2 * layer}", in_bytes)
+        value = _convolution(value, weights, f"body.{2 * layer}")
         if layer <= card.num_conv:
-            value = ops.prelu(value, _constant(state[f"body.{2 * layer + 1}.weight"]))
-            if watched:
-                axes = np.array([0, 2, 3])
-                extremes += [ops.reduce_min(value, axes), ops.reduce_max(value, axes)]
-            if ranges is not None:
-                value = _in_bytes(value, *bounds[layer])
+            value = ops.prelu(value, _constant(weights[f"body.{2 * layer + 1}.weight"]))
+            if watch is not None:
+                watched += watch(value)
+            if quantised is not None:
+                bounds = [np.full((1, 1, 1, 1), bound, np.float32) for bound in quantised.bounds[layer]]
+                value = ops.fake_quantize(value, *bounds, *bounds, LEVELS)
     cell = card.scale**2
     nearest = ops.gather(image, np.repeat(np.arange(3), cell), np.int64(1))
-    return openvino.Model([ops.add(value, nearest), *extremes], [image])
-
-
-def _balanced(card: ModelCard, state: Weights, ranges: Ranges) -> tuple[Weights, list[tuple[float, float]]]:
-    """The same network with channels of like size, and the bounds of each activation.
-
-    All channels of an activation share one step in bytes, so a large channel costs the small ones their precision. What
-    is divided out of a channel can be multiplied into the weights that read it, because a PReLU keeps positive factors:
-    Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019), section 4.1. How much
-    goes over is the geometric mean of what either side would like: Xiao et al., "SmoothQuant" (2022), equation 4.
-    """
-    balanced = {name: tensor.float().clone() for name, tensor in state.items()}
-    bounds = []
-    for layer, channels in enumerate(ranges):
-        low, high = torch.tensor(channels).unbind(1)
-        activation = torch.maximum(-low, high).clamp(min=1e-6)
-        reading = balanced[f"body.{2 * layer + 2}.weight"]  # [output, input, 3, 3]
-        # Every output channel has a step of its own, so only its relative weights count.
-        relative = reading.abs() / reading.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
-        weight = relative.amax(dim=(0, 2, 3)).clamp(min=1e-3)
-        factor = (activation / weight).sqrt()
-        balanced[f"body.{2 * layer}.weight"] /= factor.reshape(-1, 1, 1, 1)
-        balanced[f"body.{2 * layer}.bias"] /= factor
-        balanced[f"body.{2 * layer + 2}.weight"] = reading * factor.reshape(1, -1, 1, 1)
-        bounds.append((float((low / factor).min()), float((high / factor).max())))
-    return balanced, bounds
-
-
-def _in_bytes(value: Node, low: float, high: float) -> Node:
-    """Round to 256 evenly spaced values, zero among them: what a convolution pads with must not be a rounded one."""
-    low, high = min(low, 0.0), max(high, 1e-6)
-    step = (high - low) / 255
-    zero = round(-low / step)
-    low, high = -zero * step, (255 - zero) * step
-    bounds = [np.full((1, 1, 1, 1), bound, np.float32) for bound in (low, high)]
-    return ops.fake_quantize(value, *bounds, *bounds, 256)
+    return openvino.Model([ops.add(value, nearest), *watched], [image])
 
 
 def rrdb(card: ModelCard, state: Weights) -> openvino.Model:
@@ -210,14 +186,18 @@ def _twice_as_large(value: Node) -> Node:
     )
 
 
-def _convolution(value: Node, state: Weights, name: str, in_bytes: bool = False) -> Node:
-    """A 3x3 convolution that keeps the size."""
-    weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
-    kernel = _constant(weight)
-    if in_bytes:
-        # -127..127, each output channel with a step of its own.
-        largest = weight.float().abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12).numpy()
-        kernel = ops.fake_quantize(kernel, -largest, largest, -largest, largest, 255)
+def _convolution(value: Node, state: Weights, name: str) -> Node:
+    """A 3x3 convolution that keeps the size; in bytes if its weights are integers."""
+    weight, bias, step = state[f"{name}.weight"], state[f"{name}.bias"], state.get(f"{name}.step")
+    if step is None:
+        kernel = _constant(weight)
+    else:
+        step = step.reshape(-1, 1, 1, 1)
+        largest = (LARGEST_WEIGHT * step).numpy()
+        # Changes no value; it is how the compiler sees that these are integers.
+        kernel = ops.fake_quantize(
+            _constant(weight * step), -largest, largest, -largest, largest, 2 * LARGEST_WEIGHT + 1
+        )
     result = ops.convolution(value, kernel, [1, 1], [1, 1], [1, 1], [1, 1])
     return ops.add(result, _constant(bias.reshape(1, -1, 1, 1)))
 
