@@ -39,7 +39,7 @@ from tasks.request import CheckedRequest, UpscaleRequest
 
 #: Versions of what the extract and upscale stages write; part of every chunk key. Raise one when its output changes.
 EXTRACT_VERSION: Final = 1
-UPSCALE_VERSION: Final = 2
+UPSCALE_VERSION: Final = 3
 CALIBRATION_VERSION: Final = 2
 
 

@@ -154,7 +154,7 @@ class RgbToPlanes:
         self._matrix = rgb_to_yuv_matrix(target.colour.matrix)
         self._sites = _sites(target.colour)
         self._device = device
-        self._kernels: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._kernels: dict[int, tuple[Tensor, ...]] = {}
         self._edges: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, rgb: Tensor, picture: PictureFormat | None = None) -> Tensor:
@@ -197,11 +197,12 @@ class RgbToPlanes:
         picture = picture or self.format
         if scale not in self._kernels:
             self._kernels[scale] = self._kernels_for(scale)
-        luma_kernel, luma_bias, chroma_kernel, chroma_bias = self._kernels[scale]
+        luma_kernel, luma_bias, row_kernel, column_kernel, chroma_bias = self._kernels[scale]
         n, _, h, w = phases.shape
-        radius_y, radius_x = chroma_kernel.shape[2] // 2, chroma_kernel.shape[3] // 2
+        phases = phases.contiguous(memory_format=torch.channels_last)  # Several times faster to convolve on CPUs.
         luma = convolve(phases, luma_kernel, luma_bias)
-        chroma = convolve(phases, chroma_kernel, None, (radius_y, radius_x))
+        chroma = convolve(phases, row_kernel, None, (row_kernel.shape[2] // 2, 0))
+        chroma = convolve(chroma, column_kernel, None, (0, column_kernel.shape[3] // 2))
         # Outside the picture there are zeros; the taps inside are weighted up so that they sum to one again.
         gain_y, gain_x = self._edge_gains(scale, h, w)
         chroma = torch.addcmul(chroma_bias, chroma.mul_(gain_y), gain_x)
@@ -213,22 +214,28 @@ class RgbToPlanes:
         _write(chroma, chroma_planes, (scale // cell_y, scale // cell_x), self._code.peak)
         return out
 
-    def _kernels_for(self, scale: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Luma kernel and bias, chroma kernel and bias; output channels are (plane, row, column within the pixel)."""
+    def _kernels_for(self, scale: int) -> tuple[Tensor, ...]:
+        """Luma kernel and bias, chroma kernels and bias; output channels are (plane, row, column within the pixel).
+
+        Chroma takes two steps: the matrix and the taps of each column, then the taps of each row.
+        """
         code, (cell_y, cell_x) = self._code, self._cell
         each_pixel = np.eye(scale * scale).reshape(scale * scale, 1, scale * scale)
         luma = (code.luma_scale * self._matrix[0]).reshape(1, 3, 1) * each_pixel
         site_x, site_y = self._sites
         rows, columns = _reducing_taps(cell_y, site_y, scale), _reducing_taps(cell_x, site_x, scale)
-        chroma = np.einsum("pc,aiy,bjx->pabcyxij", code.chroma_scale * self._matrix[1:], rows, columns)
-        samples, taps = chroma.shape[1] * chroma.shape[2], chroma.shape[-2:]
+        matrix, each = code.chroma_scale * self._matrix[1:], np.eye(scale)
+        by_rows = np.einsum("pc,aiy,zx->pazcyxi", matrix, rows, each)
+        by_columns = np.einsum("pq,ad,bjx->pabqdxj", np.eye(2), np.eye(len(rows)), columns)
+        samples = len(rows) * len(columns)
         # Half a code value on top makes the truncation that follows a rounding.
         luma_bias = np.full(scale * scale, code.luma_offset + 0.5)
         chroma_bias = np.full((1, 2 * samples, 1, 1), code.chroma_offset + 0.5)
         return (
             _tensor(luma.reshape(scale * scale, 3 * scale * scale, 1, 1), self._device),
             _tensor(luma_bias, self._device),
-            _tensor(chroma.reshape(2 * samples, 3 * scale * scale, *taps), self._device),
+            _tensor(by_rows.reshape(2 * len(rows) * scale, 3 * scale * scale, -1, 1), self._device),
+            _tensor(by_columns.reshape(2 * samples, 2 * len(rows) * scale, 1, -1), self._device),
             _tensor(chroma_bias, self._device),
         )
 

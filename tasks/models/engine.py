@@ -514,10 +514,9 @@ class Engine:
         srvgg = self.card.architecture == "srvgg"
         scale = 1 if srvgg else self.card.scale
         channels = 3 * self.card.scale**2 if srvgg else 3
-        # In the order in which a network gives its values: what comes after it adds in an order that depends on it.
-        order = torch.channels_last if network.channels_last else torch.contiguous_format
         size = (n, channels, h * scale, w * scale)
-        result = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=order)
+        # In the order in which a network gives its values: what comes after it adds in an order that depends on it.
+        result = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         step = tile + -tile % self.card.size_multiple
         for top in range(0, h, step):
             for left in range(0, w, step):

@@ -28,8 +28,6 @@ class Backend(Protocol):
 
     name: str
     """A word of `BACKENDS`."""
-    channels_last: bool
-    """Whether what `run` gives has the channels of a pixel side by side."""
 
     def run(self, x: Tensor) -> Tensor:
         """Run the network. Several threads may do so at a time on a CPU.
@@ -39,7 +37,8 @@ class Backend(Protocol):
 
         Returns:
             For `srvgg` the result before the pixel shuffle, `[n, 3 * scale**2, h, w]`, else `[n, 3, h * scale,
-            w * scale]`; not clamped. Valid until the next call in the same thread.
+            w * scale]`; not clamped; the channels of a pixel side by side in memory. Valid until the next call in the
+            same thread.
         """
         ...
 

@@ -39,7 +39,6 @@ class OpenVinoNetwork:
     """
 
     name = "openvino"
-    channels_last = False
 
     def __init__(
         self, card: ModelCard, state: Weights, threads: int, streams: int, quantised: Quantised | None = None
@@ -53,7 +52,7 @@ class OpenVinoNetwork:
         if not hasattr(self._local, "request"):
             self._local.request = self._compiled.create_infer_request()
         results = self._local.request.infer([x.contiguous().numpy()], share_inputs=True, share_outputs=True)
-        return torch.from_numpy(results[0])
+        return torch.from_numpy(results[0]).permute(0, 3, 1, 2)
 
 
 def activation_extremes(card: ModelCard, state: Weights, images: Iterable[Tensor], threads: int) -> Tensor:
@@ -113,7 +112,7 @@ def srvgg(
     quantised: Quantised | None = None,
     watch: Callable[[Node], list[Node]] | None = None,
 ) -> openvino.Model:
-    """An SRVGGNetCompact without its pixel shuffle.
+    """An SRVGGNetCompact without its pixel shuffle, results `[n, h, w, channels]`.
 
     Args:
         card: The model.
@@ -136,11 +135,11 @@ def srvgg(
                 value = ops.fake_quantize(value, *bounds, *bounds, LEVELS)
     cell = card.scale**2
     nearest = ops.gather(image, np.repeat(np.arange(3), cell), np.int64(1))
-    return openvino.Model([ops.add(value, nearest), *watched], [image])
+    return openvino.Model([_channels_last(ops.add(value, nearest)), *watched], [image])
 
 
 def rrdb(card: ModelCard, state: Weights) -> openvino.Model:
-    """An RRDBNet."""
+    """An RRDBNet, results `[n, h, w, channels]`."""
     image = ops.parameter([-1, 3, -1, -1], np.float32)
     value: Node = image
     if card.size_multiple > 1:
@@ -155,7 +154,7 @@ def rrdb(card: ModelCard, state: Weights) -> openvino.Model:
     for layer in ("conv_up1", "conv_up2"):
         value = _leaky(_convolution(_twice_as_large(value), state, layer))
     value = _leaky(_convolution(value, state, "conv_hr"))
-    return openvino.Model([_convolution(value, state, "conv_last")], [image])
+    return openvino.Model([_channels_last(_convolution(value, state, "conv_last"))], [image])
 
 
 def _dense_block(value: Node, state: Weights, name: str) -> Node:
@@ -200,6 +199,11 @@ def _convolution(value: Node, state: Weights, name: str) -> Node:
         )
     result = ops.convolution(value, kernel, [1, 1], [1, 1], [1, 1], [1, 1])
     return ops.add(result, _constant(bias.reshape(1, -1, 1, 1)))
+
+
+def _channels_last(value: Node) -> Node:
+    """As what comes after wants it; the order of the channels of the last layer has to be changed anyway."""
+    return ops.transpose(value, np.array([0, 2, 3, 1]))
 
 
 def _constant(tensor: Tensor) -> Node:

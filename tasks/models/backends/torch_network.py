@@ -29,7 +29,6 @@ class TorchNetwork:
     """
 
     name = "torch"
-    channels_last = True
 
     def __init__(self, card: ModelCard, state: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
         self.card = card
