@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from tasks.errors import ModelError
+from tasks.models import swin
 
-Architecture = Literal["srvgg", "rrdb"]
+Architecture = Literal["srvgg", "rrdb", "swinir", "swin2sr"]
+Upsampler = Literal["nearest+conv", "pixelshuffle", "pixelshuffledirect"]
 
 CARD_FOLDER: Final = Path(__file__).parent / "card_files"
 BUNDLED_FOLDER: Final = Path(__file__).parent / "bundled"
@@ -42,17 +44,31 @@ class ModelCard:
     name: str
     """What users call it."""
     architecture: Architecture
-    """`srvgg`: SRVGGNetCompact with PReLU. `rrdb`: RRDBNet (ESRGAN)."""
+    """`srvgg`: SRVGGNetCompact with PReLU. `rrdb`: RRDBNet (ESRGAN). `swinir`, `swin2sr`: transformers on windows."""
     scale: int
     """Output pixels per input pixel along each axis."""
-    num_feat: int
-    """Channels between layers."""
+    num_feat: int = 64
+    """`srvgg`, `rrdb`: channels between layers."""
     num_conv: int = 0
     """`srvgg`: 3x3 convolutions between the first and the last one."""
     num_block: int = 0
     """`rrdb`: residual-in-residual dense blocks."""
     num_grow: int = 32
     """`rrdb`: channels each convolution of a dense block adds."""
+    embed_dim: int = 0
+    """`swinir`, `swin2sr`: channels of the transformer; so for all below."""
+    depths: tuple[int, ...] = ()
+    """Blocks in each group."""
+    num_heads: tuple[int, ...] = ()
+    """Attention heads in each group."""
+    window_size: int = 0
+    """Edge in pixels of the windows that attention looks at."""
+    mlp_ratio: float = 2.0
+    """Hidden units of a block's perceptron per channel."""
+    upsampler: Upsampler = "nearest+conv"
+    """How the picture is enlarged at the end."""
+    resi_connection: Literal["1conv", "3conv"] = "1conv"
+    """Convolutions at the end of a group."""
     bytes: int
     """Size of the weight file."""
     sha256: str
@@ -72,6 +88,11 @@ class ModelCard:
     description: str
     """What it is, one line."""
 
+    def __post_init__(self) -> None:
+        # TOML has lists only; cards are keys of caches.
+        object.__setattr__(self, "depths", tuple(self.depths))
+        object.__setattr__(self, "num_heads", tuple(self.num_heads))
+
     @property
     def file_name(self) -> str:
         """Name of the weight file, the same in every folder it may lie in."""
@@ -81,7 +102,12 @@ class ModelCard:
 
     @property
     def size_multiple(self) -> int:
-        """Width and height the network takes must be multiples of this: `rrdb` below x4 starts by a pixel unshuffle."""
+        """Width and height the network takes must be multiples of this.
+
+        `rrdb` below x4 starts by a pixel unshuffle; transformers divide the picture into windows.
+        """
+        if self.window_size:
+            return self.window_size
         return max(1, 4 // self.scale) if self.architecture == "rrdb" else 1
 
     @property
@@ -91,8 +117,10 @@ class ModelCard:
         Every 3x3 convolution adds one pixel at its own resolution. `srvgg` has `num_conv + 2`. `rrdb` has 15 per
         block, one before and one after them, and four after the upsampling at 2, 4, 4 and 4 times the resolution
         of the blocks (1.25 together), all of it counted in unshuffled pixels. Of such a pixel's own input pixels the
-        farthest is one less than `size_multiple` away.
+        farthest is one less than `size_multiple` away. For the others see `swin.receptive_field`.
         """
+        if self.window_size:
+            return swin.receptive_field(self)
         if self.architecture == "srvgg":
             return self.num_conv + 2
         return math.ceil(self.size_multiple * (15 * self.num_block + 2 + 1.25) + self.size_multiple - 1)
@@ -100,6 +128,8 @@ class ModelCard:
     @property
     def parameters(self) -> int:
         """Number of weights."""
+        if self.window_size:
+            return swin.parameters(self)
         f = self.num_feat
         if self.architecture == "srvgg":
             convolutions = _conv(3, f) + self.num_conv * _conv(f, f) + _conv(f, 3 * self.scale**2)
@@ -109,7 +139,9 @@ class ModelCard:
 
     @property
     def flop_per_input_pixel(self) -> int:
-        """Floating point operations of the convolutions, a multiply and an add counted as two."""
+        """Floating point operations of convolutions and matrix products, a multiply and an add counted as two."""
+        if self.window_size:
+            return swin.flop_per_input_pixel(self)
         f = self.num_feat
         if self.architecture == "srvgg":
             return 18 * (3 * f + self.num_conv * f * f + f * 3 * self.scale**2)
@@ -156,7 +188,7 @@ def find_model(name_or_path: str | Path) -> ModelCard:
 
 def _card_of_file(path: Path) -> ModelCard:
     # Here: torch loads only when a weight file has to be looked into.
-    from tasks.models.state import parse_state
+    from tasks.models.state import fitted, parse_state
     from tasks.models.weights import read_bytes
 
     path = path.expanduser().resolve()
@@ -166,7 +198,7 @@ def _card_of_file(path: Path) -> ModelCard:
         raise ModelError(f"The weight file {path} does not exist", "Check the path")
     data = read_bytes(path)
     state = parse_state(data, path)
-    return ModelCard(
+    card = ModelCard(
         name=path.stem,
         **_architecture_of({key: tuple(tensor.shape) for key, tensor in state.items()}, path),
         bytes=len(data),
@@ -177,17 +209,26 @@ def _card_of_file(path: Path) -> ModelCard:
         best_for="what it was trained for",
         description=f"Own weights from {path.name}.",
     )
+    fitted(state, card, path)  # What no worker could load is refused at once.
+    return card
 
 
 def _architecture_of(shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, Any]:
     """Architecture and hyper-parameters from the names and shapes of a state dict.
 
     Raises:
-        ModelError: Neither of the two architectures has such weights.
+        ModelError: None of the architectures has such weights.
     """
+    if swin.is_swin(shapes):
+        try:
+            return swin.hyper_parameters(shapes)
+        except swin.NotSwinError as error:
+            raise ModelError(
+                f"{path} looks like SwinIR or Swin2SR, but {error}", "Use a super-resolution network of their releases"
+            ) from error
     unknown = ModelError(
-        f"{path} holds neither an SRVGGNetCompact (PReLU) nor an RRDBNet for RGB images",
-        "Use weights in the layout of the official Real-ESRGAN releases",
+        f"{path} holds neither an SRVGGNetCompact (PReLU) nor an RRDBNet, SwinIR or Swin2SR for RGB images",
+        "Use weights in the layout of the official releases",
     )
     first, grow = shapes.get("conv_first.weight"), shapes.get("body.0.rdb1.conv1.weight")
     if first is not None and grow is not None:

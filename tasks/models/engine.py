@@ -34,6 +34,7 @@ from tasks.errors import FrameError, ModelError, SettingsError
 from tasks.media.changes import Change, ChangeFinder, cut_out, paste
 from tasks.media.colour import PlanesToRgb, RgbToPlanes
 from tasks.media.pixels import PictureFormat
+from tasks.models import swin
 from tasks.models.backends import Backend, choose_backend, make_backend
 from tasks.models.cards import ModelCard, all_cards
 from tasks.models.quantisation import Quantised
@@ -47,8 +48,8 @@ PRECISIONS: Final[dict[str, torch.dtype]] = {
     "int8": torch.float32,
 }
 
-#: Tiles of an RRDB network overlap by this many input pixels; their receptive field is too large to be exact.
-RRDB_OVERLAP: Final = 32
+#: Tiles overlap by this many input pixels if the network's receptive field is too large to be exact: all but `srvgg`.
+LARGEST_OVERLAP: Final = 32
 
 #: Out of memory with tiles of this many input pixels ends the run: the work around the network is what does not fit.
 SMALLEST_TILE: Final = 32
@@ -100,9 +101,10 @@ class Engine:
     """A network on a device, for frames of one size.
 
     Tiles overlap by the network's receptive field, so in fp32 on the CPU a tiled result of an `srvgg` network equals
-    the untiled one bit for bit. For `rrdb` the overlap is 32 pixels, which leaves differences near tile borders (with
-    random weights one code value in one of 100,000 samples); frames are therefore tiled only if memory demands it. When
-    memory does not suffice, batch and tile are halved and the work is repeated.
+    the untiled one bit for bit. For other networks the overlap is 32 pixels (rounded up to whole windows), which leaves
+    differences near tile borders (with random weights one code value in one of 100,000 samples for `rrdb`, up to three
+    in one of 50 for transformers); frames are therefore tiled only if memory demands it. When memory does not
+    suffice, batch and tile are halved and the work is repeated.
 
     On a GPU, cuDNN's choice of algorithms is by rule and not by timing, so that the same chunk gives the same bytes
     tomorrow; `autotune=True` gives that up for speed.
@@ -120,7 +122,7 @@ class Engine:
         source: Frames given to `upscale`.
         target: Frames to return. Any size up to the network's scale along each axis.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
-        backend: `auto` (`openvino` on a CPU, `torch` on a GPU), `torch` or `openvino`.
+        backend: `auto` (`openvino` on a CPU where it runs the network, else `torch`), `torch` or `openvino`.
         precision: `auto` (`fp16` on a GPU, `fp32` on the CPU), `fp32`, `fp16` or `bf16`; `int8` on a CPU, for `srvgg`
             networks. A frame whose result is not finite is repeated in `bf16`, then in `fp32`.
         quantised: The network in bytes, for `int8`: see `calibration.calibrate`.
@@ -168,7 +170,7 @@ class Engine:
         self.target = target
         self.device = _device(device)
         self.precision = _precision(precision, self.device)
-        self._backend = choose_backend(backend, self.device)
+        self._backend = choose_backend(backend, self.device, card)
         self._quantised = quantised
         if self.precision == "int8":
             _check_int8(card, self._backend, quantised)
@@ -190,7 +192,7 @@ class Engine:
             self._batch = batch or max(1, min(_LARGEST_BATCH, _PIXELS_PER_BATCH // pixels))
         self._to_rgb = PlanesToRgb(source, self.device)
         self._to_planes = RgbToPlanes(target, self.device)
-        self._overlap = card.receptive_field if card.architecture == "srvgg" else RRDB_OVERLAP
+        self._overlap = card.receptive_field if card.architecture == "srvgg" else LARGEST_OVERLAP
         self._overlap += -self._overlap % card.size_multiple
         self._tile = tile
         self._tile_lock = threading.Lock()
@@ -497,7 +499,7 @@ class Engine:
         output = self._tiled(rgb.to(PRECISIONS[precision]), self._network(precision))
         # A sum is finite only if every value is (and none is so large that it would be wrong anyway).
         finite = torch.isfinite(output.sum(dim=(1, 2, 3), dtype=torch.float32))
-        if self.card.architecture == "rrdb":
+        if self.card.architecture != "srvgg":
             output = output[:, :, : h * self.card.scale, : w * self.card.scale]
         return output.float().clamp_(0, 1), finite
 
@@ -711,10 +713,6 @@ def _check_size(card: ModelCard, source: PictureFormat, target: PictureFormat) -
         fitting = [other.name for other in all_cards().values() if other.scale >= asked]
         remedy = f"Use a model of a larger scale: {', '.join(fitting)}" if fitting else "Ask for a smaller size"
         raise ModelError(f"{card.name} enlarges {card.scale} times, {asked:.4g} times is asked for", remedy)
-    if min(source.width, source.height) < 2 * card.size_multiple:
-        raise SettingsError(
-            f"Frames of {source.width}x{source.height} are too small for {card.name}", "Use another model"
-        )
 
 
 def _device(name: str) -> torch.device:
@@ -758,9 +756,15 @@ def _fallbacks(precision: str) -> tuple[str, ...]:
 
 
 def _pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Mirror rows and columns at the bottom and the right, as the official pre-processing does."""
-    pad_y, pad_x = -x.shape[2] % multiple, -x.shape[3] % multiple
-    return F.pad(x, (0, pad_x, 0, pad_y), mode="reflect") if pad_y or pad_x else x
+    """Mirror rows and columns at the bottom and the right, as the official pre-processing does.
+
+    What is smaller than its padding is mirrored again and again; a single row or column is repeated.
+    """
+    for axis in (2, 3):
+        while missing := -x.shape[axis] % multiple:
+            count = min(missing, x.shape[axis] - 1)
+            x = torch.cat((x, x.narrow(axis, x.shape[axis] - 1 - count, count).flip(axis) if count else x), axis)
+    return x
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -776,10 +780,13 @@ def _network_bytes_per_pixel(card: ModelCard, backend: str, device: torch.device
 
     `srvgg`: three activations of `num_feat` channels (torch on a CPU holds mere strips) and the last layer. `rrdb`:
     three activations at the output's resolution, and below it a dense block with the copies its concatenations make.
+    For the others see `swin.values_per_pixel`.
     """
     if card.architecture == "srvgg":
         strips = backend == "torch" and device.type == "cpu"
         values = (0 if strips else 3 * card.num_feat) + 2 * 3 * card.scale**2
+    elif card.window_size:
+        values = swin.values_per_pixel(card)
     else:
         block = 4 * card.num_feat + 14 * card.num_grow
         values = (3 * 16 * card.num_feat + block) // card.size_multiple**2

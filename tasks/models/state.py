@@ -8,6 +8,7 @@ What is parsed are the very bytes whose hash was compared with the model card; n
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Final
@@ -29,11 +30,25 @@ def load_state(card: ModelCard) -> dict[str, Tensor]:
     """The weights of `card` on the CPU, float32, exactly those its network needs.
 
     Raises:
-        ModelError: The file is missing, is not the one the card describes, holds code, lacks weights, has weights too
+        ModelError: A file is missing, is not the one the card describes, holds code, lacks weights, has weights too
             many or of other shapes, or has some that are not finite.
     """
     path, data = read_checked(card)
-    state = parse_state(data, path)
+    return fitted(parse_state(data, path), card, path)
+
+
+def fitted(state: Mapping[str, Tensor], card: ModelCard, path: Path) -> dict[str, Tensor]:
+    """Weights as the network of `card` needs them.
+
+    Args:
+        state: What is in the file, in its own types.
+        card: The model.
+        path: The file, for errors.
+
+    Raises:
+        ModelError: Weights are missing, too many, of other shapes, or not finite.
+    """
+    state = {name: tensor for name, tensor in state.items() if not networks.is_table(name)}
     expected = networks.parameter_shapes(card)
     if missing := sorted(expected.keys() - state.keys()):
         raise ModelError(f"{path} lacks {len(missing)} weights of {card.name}, {missing[0]} first", _OTHER_FILE)

@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from tasks.errors import SettingsError
 from tasks.models import networks
 from tasks.models.backends import BACKENDS, choose_backend, make_backend
+from tasks.models.cards import find_model
 from tasks.models.state import load_state
 from tests.models.conftest import MakeModel
 
 CPU = torch.device("cpu")
+COMPACT = find_model("compact-x2")
 SHAPES: dict[str, dict[str, Any]] = {
     "srvgg-x1": {"architecture": "srvgg", "scale": 1, "num_feat": 8, "num_conv": 1},
     "srvgg-x2": {"architecture": "srvgg", "scale": 2, "num_feat": 16, "num_conv": 4},
@@ -52,9 +54,17 @@ def test_a_backend_computes_the_official_network(
 
 
 def test_openvino_on_a_cpu_and_torch_on_a_gpu() -> None:
-    assert choose_backend("auto", CPU) == "openvino"
-    assert choose_backend("auto", torch.device("cuda")) == "torch"
-    assert choose_backend("torch", CPU) == "torch"
+    assert choose_backend("auto", CPU, COMPACT) == "openvino"
+    assert choose_backend("auto", torch.device("cuda"), COMPACT) == "torch"
+    assert choose_backend("torch", CPU, COMPACT) == "torch"
+
+
+@pytest.mark.parametrize("name", ["swinir-m-real-x4", "swin2sr-real-x4"])
+def test_torch_for_transformers(name: str) -> None:
+    card = find_model(name)
+    assert choose_backend("auto", CPU, card) == "torch"
+    with pytest.raises(SettingsError, match=f"openvino does not run {name}, a network of architecture swin"):
+        choose_backend("openvino", CPU, card)
 
 
 @pytest.mark.parametrize(
@@ -66,14 +76,14 @@ def test_openvino_on_a_cpu_and_torch_on_a_gpu() -> None:
 )
 def test_a_backend_that_cannot_be(name: str, device: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        choose_backend(name, torch.device(device))
+        choose_backend(name, torch.device(device), COMPACT)
 
 
 def test_without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert choose_backend("auto", CPU) == "torch"
+    assert choose_backend("auto", CPU, COMPACT) == "torch"
     with pytest.raises(SettingsError, match="openvino is not installed"):
-        choose_backend("openvino", CPU)
+        choose_backend("openvino", CPU, COMPACT)
 
 
 def test_nothing_reports_to_the_makers_of_openvino() -> None:

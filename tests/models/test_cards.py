@@ -25,6 +25,9 @@ FACTS = {
     "realesr-animevideov3": (621_424, 1.238e6, 18),
     "realesr-general-x4v3": (1_213_296, 2.418e6, 34),
     "realesr-general-wdn-x4v3": (1_213_296, 2.418e6, 34),
+    "swinir-m-real-x4": (11_715_559, 27.33e6, 153),
+    "swinir-m-real-x2": (11_678_631, 25.22e6, 153),
+    "swin2sr-real-x4": (12_054_643, 27.78e6, 153),
     "compact-x2": (50_796, 0.101e6, 7),
     "compact-x4": (89_040, 0.177e6, 10),
 }
@@ -135,7 +138,7 @@ def test_card_of_a_weight_file(tmp_path: Path, suffix: str, shape: dict[str, obj
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"model.0.weight": torch.zeros(3, 3)}, "neither"),
+        ({"model.0.weight": torch.zeros(3, 3)}, "neither an SRVGGNetCompact .* nor an RRDBNet, SwinIR or Swin2SR"),
         ({"body.0.weight": torch.zeros(4, 1, 3, 3), "body.1.weight": torch.zeros(12, 4, 3, 3)}, "neither"),
         ({"body.0.weight": torch.zeros(4, 3, 3, 3), "body.2.weight": torch.zeros(12, 4, 3, 3)}, "neither"),  # no PReLU
         (

@@ -80,7 +80,7 @@ def test_equals_the_official_implementation(
     assert (difference > 0).mean() < 1e-3
 
 
-@pytest.mark.parametrize("size", [(16, 16), (17, 16), (16, 17), (33, 21)])
+@pytest.mark.parametrize("size", [(16, 16), (17, 16), (16, 17), (33, 21), (3, 5)])
 def test_odd_sizes_of_networks_that_need_even_ones(
     rrdb_x2: ModelCard, backend: str, size: tuple[int, int], tmp_path: Path
 ) -> None:

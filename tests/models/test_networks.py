@@ -10,7 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tasks.errors import ModelError
 from tasks.models import networks
+from tasks.models.cards import find_model
 from tests.models.samples import blank_card
 
 ROOT = Path(__file__).parents[2]
@@ -19,10 +21,15 @@ ROOT = Path(__file__).parents[2]
 def test_import_leaves_no_stand_ins_behind() -> None:
     code = """
 import sys
+from tasks.errors import ModelError
 from tasks.models import networks
+from tasks.models.cards import find_model
 networks.official("realesrgan.archs.srvgg_arch", "SRVGGNetCompact")
 networks.official("basicsr.archs.rrdbnet_arch", "RRDBNet")
-left = [name for name in sys.modules if name.partition(".")[0] in ("basicsr", "realesrgan", "torchvision", "distutils")]
+for name in ("SwinIR", "Swin2SR"):
+    networks.official(f"spandrel.architectures.{name}.__arch.{name}", name)
+packages = ("basicsr", "realesrgan", "spandrel", "torchvision", "distutils", "einops")
+left = [name for name in sys.modules if name.partition(".")[0] in packages]
 assert not left, left
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -35,13 +42,24 @@ sys.modules["torchvision"] = real = types.ModuleType("torchvision")
 complete = types.ModuleType("realesrgan.archs.srvgg_arch")
 complete.SRVGGNetCompact = object
 sys.modules["realesrgan.archs.srvgg_arch"] = complete
+from tasks.errors import ModelError
 from tasks.models import networks
+from tasks.models.cards import find_model
 assert networks.official("realesrgan.archs.srvgg_arch", "SRVGGNetCompact") is object
 assert networks.official("basicsr.archs.rrdbnet_arch", "RRDBNet").__name__ == "RRDBNet"
 assert sys.modules["torchvision"] is real
 assert sys.modules["realesrgan.archs.srvgg_arch"] is complete
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks.importlib.util, "find_spec", lambda _: None)
+    networks.official.cache_clear()
+    with pytest.raises(ModelError, match=r"spandrel is not installed. pip install --no-deps spandrel"):
+        networks.build(find_model("swin2sr-real-x4"))
+    monkeypatch.undo()
+    assert networks.official("spandrel.architectures.Swin2SR.__arch.Swin2SR", "Swin2SR").__name__ == "Swin2SR"
 
 
 @pytest.mark.usefixtures("one_thread")

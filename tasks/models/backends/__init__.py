@@ -1,7 +1,7 @@
 """What runs a network: one interface, and the libraries behind it.
 
-`torch` runs everywhere, on a GPU and on a CPU. `openvino` runs on a CPU only, there close to the fastest matrix product
-of the machine, and several frames side by side.
+`torch` runs every network, on a GPU and on a CPU. `openvino` runs convolutional ones on a CPU, there close to the
+fastest matrix product of the machine, and several frames side by side.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 #: What a backend may be, besides `auto`.
 BACKENDS: Final = ("torch", "openvino")
+
+#: What `openvino_network` builds.
+OPENVINO_ARCHITECTURES: Final = ("srvgg", "rrdb")
 
 
 class Backend(Protocol):
@@ -43,23 +46,30 @@ class Backend(Protocol):
         ...
 
 
-def choose_backend(name: str, device: torch.device) -> str:
-    """The backend that `name` means on a device.
+def choose_backend(name: str, device: torch.device, card: ModelCard) -> str:
+    """The backend that `name` means for a model on a device.
 
     Args:
         name: `auto` or a word of `BACKENDS`.
         device: Where it is to run.
+        card: The model.
 
     Raises:
-        SettingsError: There is no such backend, not here, or not on this device.
+        SettingsError: There is no such backend, not here, not on this device, or not for this model.
     """
     if name not in ("auto", *BACKENDS):
         raise SettingsError(f'There is no backend called "{name}"', f"Use auto, {', '.join(BACKENDS)}")
+    built = card.architecture in OPENVINO_ARCHITECTURES
     installed = importlib.util.find_spec("openvino") is not None
     if name == "auto":
-        return "openvino" if device.type == "cpu" and installed else "torch"
+        return "openvino" if device.type == "cpu" and built and installed else "torch"
     if name == "openvino" and device.type != "cpu":
         raise SettingsError("the backend openvino runs on a CPU only", "Use auto or torch")
+    if name == "openvino" and not built:
+        raise SettingsError(
+            f"the backend openvino does not run {card.name}, a network of architecture {card.architecture}",
+            "Use auto or torch",
+        )
     if name == "openvino" and not installed:
         raise SettingsError("the Python package openvino is not installed", "Run make setup, or use auto or torch")
     return name

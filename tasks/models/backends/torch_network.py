@@ -42,7 +42,7 @@ class TorchNetwork:
         """See `Backend.run`."""
         x = x.contiguous(memory_format=torch.channels_last)
         if self.card.architecture != "srvgg":
-            return self._network(x)
+            return self._network(x).contiguous(memory_format=torch.channels_last)
         row_bytes = x.shape[0] * x.shape[3] * self.card.num_feat * x.element_size()
         large = self.device.type == "cpu" and row_bytes * x.shape[2] > _WHOLE_BYTES
         rows = max(8, _STRIP_BYTES // row_bytes) if large else None
