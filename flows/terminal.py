@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from tasks.request import CheckedRequest
 from tasks.track import Progress as JobProgress
@@ -107,12 +114,27 @@ def show_summary(result: dict[str, Any]) -> None:
 
 @contextmanager
 def show_download(name: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a download; yields a function to call with bytes so far and bytes in all."""
-    with Progress(
-        TextColumn(name), BarColumn(), DownloadColumn(), console=_console, disable=not sys.stderr.isatty()
-    ) as bar:
+    """Show downloads, one after the other; yields a function to call with bytes so far and bytes in all."""
+    if not _console.is_terminal:
+        yield _plain_download(name)
+        return
+    columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_console) as bar:
         row = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(row, completed=done, total=total)
+
+
+def _plain_download(name: str) -> Callable[[int, int], None]:
+    said = -1
+
+    def observe(done: int, total: int) -> None:
+        nonlocal said
+        step = int(done / total / _PLAIN_STEP)
+        if step != said:
+            said = step
+            _console.print(f"{name}: {done / 1e6:.1f} of {total / 1e6:.1f} MB", markup=False)
+
+    return observe
 
 
 def _duration(seconds: float) -> str:

@@ -3,25 +3,23 @@
     path = locate(find_model("realesr-animevideov3"))
 
 A file is looked for in three places, in this order: bundled with this repository, the folder named by the environment
-variable `SUPERRES_MODEL_DIR`, and the user's cache. Nothing is downloaded unless `fetch` is called. Whatever the place,
-size and SHA-256 must be those of the model card. Nothing here loads torch: `tasks.models.state` reads the weights.
+variable `SUPERRES_MODEL_DIR`, and the user's cache. Nothing is downloaded unless `fetch` is called, which asks a mirror
+first if there is one (see `tasks.models.sources`). Whatever the place, size and SHA-256 must be those of the model
+card. Nothing here loads torch: `tasks.models.state` reads the weights.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import http.client
 import os
-import re
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from tasks.errors import ModelError
 from tasks.models.cards import BUNDLED_FOLDER, ModelCard
+from tasks.models.sources import MissingError, Source, mirror, official
 
 #: Names the folder in which weight files lie, shared by all nodes of a cluster for example.
 FOLDER_VARIABLE: Final = "SUPERRES_MODEL_DIR"
@@ -29,8 +27,6 @@ FOLDER_VARIABLE: Final = "SUPERRES_MODEL_DIR"
 #: No network of this family comes near it; what is larger is not a weight file.
 _LARGEST_FILE: Final = 2 << 30
 
-_BLOCK: Final = 1 << 18
-_TIMEOUT_SECONDS: Final = 60.0
 _ATTEMPTS: Final = 3
 
 
@@ -82,7 +78,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def fetch(card: ModelCard, progress: Callable[[int, int], None] | None = None) -> Path:
-    """Download the weight file of `card` unless it is here already.
+    """Get the weights of `card` if they are not here: from the mirror, else from where the card says.
 
     A download that breaks off is continued where it stopped, in this call and in later ones. The file appears under
     its name only when size and hash are right. Two processes may call this at once.
@@ -95,13 +91,15 @@ def fetch(card: ModelCard, progress: Callable[[int, int], None] | None = None) -
         The checked file.
 
     Raises:
-        ModelError: There is nothing to download for this model, the server cannot be reached, or what it sent is not
-            the file the card describes.
+        ModelError: There is nothing to download for this model, no source can be reached or has the file, or what they
+            have is not the file the card describes.
+        SettingsError: `SUPERRES_MODEL_MIRROR` is neither a folder nor a URL of a kind that is known.
     """
     if is_present(card):
         return locate(card)
     if card.url is None:
         raise _missing(card)
+    sources = [source for source in (mirror(card.file_name), official(card.url)) if source is not None]
     folder = _writable_folder()
     target = folder / card.file_name
     part = folder / f"{card.file_name}.part"
@@ -109,77 +107,73 @@ def fetch(card: ModelCard, progress: Callable[[int, int], None] | None = None) -
         fcntl.flock(lock, fcntl.LOCK_EX)
         if target.is_file():  # another process was faster
             return locate(card)
-        for attempt in range(1, _ATTEMPTS + 1):
+        failures = []
+        for source in sources:
             try:
-                _download(card, part, progress)
-                break
-            except (OSError, http.client.HTTPException) as error:
-                refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
-                if refused or attempt == _ATTEMPTS:
-                    raise ModelError(
-                        f"{card.url} could not be downloaded: {error}",
-                        f"Try again, or put the file by other means here: {target}",
-                    ) from error
+                _download(source, card, part, progress)
+                os.replace(part, target)
+                return target
+            except OSError as error:
+                failures.append(f"{source} could not be downloaded: {error}")
+            except ModelError as error:
+                failures.append(error.problem)
+    raise ModelError("; ".join(failures), f"Try again, or put the file by other means here: {target}")
+
+
+def _download(source: Source, card: ModelCard, part: Path, progress: Callable[[int, int], None] | None) -> None:
+    """Complete `part` and check it.
+
+    Raises:
+        OSError: The source cannot be reached or does not have the file.
+        ModelError: It sent another file; nothing of that was kept.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        before = _size(part)
         try:
+            _append(source, card, part, progress)
             _check(card, part, read_bytes(part))
-        except ModelError:
+            return
+        except ModelError as error:
             part.unlink()
+            if not before or attempt == _ATTEMPTS:
+                raise ModelError(f"{source} sent another file: {error.problem}") from error
+            # What was there before may not have been of this file: once more from the start.
+        except MissingError:
             raise
-        os.replace(part, target)
-    return target
+        except OSError:
+            if attempt == _ATTEMPTS or not (source.patient or _size(part) > before):
+                raise
 
 
-def _download(card: ModelCard, part: Path, progress: Callable[[int, int], None] | None) -> None:
+def _append(source: Source, card: ModelCard, part: Path, progress: Callable[[int, int], None] | None) -> None:
     """Append to `part` what it lacks.
 
     Raises:
-        OSError: The connection failed or ended early.
-        ModelError: The server's file has another size.
+        OSError: The connection failed or ended early; `MissingError` if the source's file has another size.
+        ModelError: The source sent more than it should.
     """
-    assert card.url is not None
-    done = part.stat().st_size if part.exists() else 0
+    done = _size(part)
     if done == card.bytes:
         return
-    if done > card.bytes:
-        part.unlink()
-        done = 0
-    request = urllib.request.Request(card.url, headers={"User-Agent": "media-super-resolution"})
-    if done:
-        request.add_header("Range", f"bytes={done}-")
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
-        if done and response.status != 206:  # a server without ranges sends everything again
-            done = 0
-        offered = _total_size(response, done)
-        if offered is not None and offered != card.bytes:
-            raise ModelError(f"{card.url} offers {offered} bytes, the model card says {card.bytes}", _NOT_THE_FILE)
+    with source.open(done if done < card.bytes else 0) as content:
+        if content.size not in (None, card.bytes):
+            raise MissingError(f"it offers {content.size} bytes, the model card says {card.bytes}")
+        done = content.start
         with part.open("r+b" if done else "wb") as file:
             file.seek(done)
-            while block := response.read(_BLOCK):
+            while block := content.read():
                 done += len(block)
                 if done > card.bytes:
-                    break
+                    raise ModelError(f"it sent more than the {card.bytes} bytes of the model card")
                 file.write(block)
                 if progress is not None:
                     progress(done, card.bytes)
-    if done > card.bytes:
-        part.unlink()
-        raise ModelError(f"{card.url} sent more than the {card.bytes} bytes of the model card", _NOT_THE_FILE)
     if done < card.bytes:
         raise ConnectionError(f"the connection ended after {done} of {card.bytes} bytes")
 
 
-_NOT_THE_FILE: Final = "It was not kept; get the official file by other means"
-
-
-def _total_size(response: http.client.HTTPResponse, done: int) -> int | None:
-    """Size of the whole file as the server states it."""
-    if response.status == 206:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-        if match is None or int(match[1]) != done:
-            raise ConnectionError("the server sent another part of the file than was asked for")
-        return int(match[2])
-    length = response.headers.get("Content-Length")
-    return int(length) if length and length.isdigit() else None
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _writable_folder() -> Path:

@@ -1,8 +1,10 @@
-"""Small networks with random weights."""
+"""Small networks with random weights, and a server of weight files."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from tasks.models import networks
 from tasks.models.cards import ModelCard, find_model
 from tests.models.samples import blank_card
+from tests.models.servers import CONTENT, FileServer
 
 MakeModel = Callable[..., ModelCard]
 
@@ -59,3 +62,26 @@ def rrdb_x2(make_model: MakeModel) -> ModelCard:
 @pytest.fixture(scope="session")
 def rrdb_x4(make_model: MakeModel) -> ModelCard:
     return make_model(architecture="rrdb", scale=4, num_feat=8, num_block=1, num_grow=4, gain=1.5)
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with FileServer().running() as server:
+        yield server
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that `SUPERRES_MODEL_DIR` names; the cache is empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "models"
+    folder.mkdir()
+    monkeypatch.setenv("SUPERRES_MODEL_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture
+def remote_card(server: FileServer) -> ModelCard:
+    shape = {"architecture": "srvgg", "scale": 2, "num_feat": 4, "num_conv": 1}
+    sha256 = hashlib.sha256(CONTENT).hexdigest()
+    return blank_card(**shape, name="remote", url=server.url, bytes=len(CONTENT), sha256=sha256)

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import re
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -21,77 +17,7 @@ from tasks.models import networks, weights
 from tasks.models.cards import ModelCard, find_model
 from tasks.models.state import load_state
 from tests.models.samples import blank_card
-
-CONTENT = bytes(range(256)) * 3000
-
-
-class FileServer(ThreadingHTTPServer):
-    """Serves one file; can break off in the middle, ignore ranges, or serve something else."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), FileHandler)
-        self.content = CONTENT
-        self.ranges = True
-        self.break_off_after: list[int] = []
-        self.requested: list[str | None] = []
-        self.status = 200
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/weights.pth"
-
-
-class FileHandler(BaseHTTPRequestHandler):
-    server: FileServer
-
-    def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        self.server.requested.append(wanted)
-        content, start = self.server.content, 0
-        if self.server.status != 200:
-            self.send_error(self.server.status)
-            return
-        if wanted and self.server.ranges:
-            start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])  # type: ignore[index]
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        else:
-            self.send_response(200)
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        end = self.server.break_off_after.pop(0) if self.server.break_off_after else len(content)
-        self.wfile.write(content[start:end])
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    server = FileServer()
-    thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.01))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that `SUPERRES_MODEL_DIR` names; the cache is empty."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = tmp_path / "models"
-    folder.mkdir()
-    monkeypatch.setenv("SUPERRES_MODEL_DIR", str(folder))
-    return folder
-
-
-@pytest.fixture
-def remote_card(server: FileServer) -> ModelCard:
-    shape = {"architecture": "srvgg", "scale": 2, "num_feat": 4, "num_conv": 1}
-    sha256 = hashlib.sha256(CONTENT).hexdigest()
-    return blank_card(**shape, name="remote", url=server.url, bytes=len(CONTENT), sha256=sha256)
+from tests.models.servers import CONTENT, FileServer
 
 
 def test_download(folder: Path, server: FileServer, remote_card: ModelCard) -> None:
