@@ -86,6 +86,12 @@ def _parser() -> _Parser:
     upscale.add_argument(
         "--model", default="compact", help="model card or weight file (default: bundled model that fits)"
     )
+    upscale.add_argument(
+        "--denoise",
+        type=float,
+        metavar="0..1",
+        help="noise to remove, for models that come in two strengths (default 1)",
+    )
     upscale.add_argument("--encoder", default="h264", help="encoder profile (default h264)")
     upscale.add_argument(
         "--precision",
@@ -179,6 +185,7 @@ def _upscale(arguments: argparse.Namespace) -> None:
         scale=arguments.scale,
         height=arguments.height,
         model=arguments.model,
+        denoise=arguments.denoise,
         encoder=arguments.encoder,
         precision=arguments.precision,
         tolerance=arguments.tolerance,

@@ -34,6 +34,15 @@ class UpscaleOptions(BaseModel):
         description="Name of a model card, path of a weight file, or `compact` for the bundled model that fits.",
         json_schema_extra={"position": 2},
     )
+    denoise: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        title="Denoise strength",
+        description="For models that come in two strengths, such as `realesr-general-x4v3`: 1 removes noise as the"
+        " model does by itself, 0 keeps it with the grain.",
+        json_schema_extra={"position": 12},
+    )
     encoder: Literal["h264", "h265", "ffv1"] = Field(
         "h264", title="Encoder", description="How the result is encoded.", json_schema_extra={"position": 3}
     )
@@ -96,13 +105,14 @@ class UpscaleOptions(BaseModel):
     )
 
     def request(self, source: str, destination: str) -> UpscaleRequest:
-        """The request these options stand for; zero and empty mean "not given"."""
+        """The request these options stand for; zero, empty and a denoise strength of 1 mean "not given"."""
         return UpscaleRequest(
             source=source,
             destination=destination,
             scale=None if self.height else self.scale,
             height=self.height or None,
             model=self.model,
+            denoise=None if self.denoise == 1 else self.denoise,
             encoder=self.encoder,
             precision=self.precision,
             tolerance=self.tolerance,

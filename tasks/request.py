@@ -56,6 +56,8 @@ class UpscaleRequest:
     """Rows of the result instead of a factor; even; the width follows."""
     model: str = DEFAULT_MODEL
     """Name of a model card, path of a weight file, or `compact` for the bundled model that fits."""
+    denoise: float | None = None
+    """How much noise a model that comes in two strengths removes: 1 as it does by itself, 0 as its weaker partner."""
     encoder: str = "h264"
     """Name of an encoder profile."""
     precision: str = "auto"
@@ -148,7 +150,7 @@ def check_request(request: UpscaleRequest, capacity: Capacity | None = None) -> 
             default, that of this machine without a GPU.
 
     Raises:
-        SettingsError: A setting is out of range or contradicts another.
+        SettingsError: A setting is out of range, contradicts another, or is not for the model.
         SourceError: The source is missing, empty, or not a video.
         UnsupportedSourceError: The source has a trait that cannot be processed faithfully yet.
         DestinationError: The destination exists, is the source, or cannot be written.
@@ -249,9 +251,10 @@ def _target_picture(request: UpscaleRequest, facts: SourceFacts) -> PictureForma
 
 
 def _choose_model(request: UpscaleRequest, factor: Fraction) -> ModelCard:
-    if request.model == DEFAULT_MODEL:
-        return find_model("compact-x2" if factor <= 2 else "compact-x4")
-    card = find_model(request.model)
+    model = request.model
+    if model == DEFAULT_MODEL:
+        model = "compact-x2" if factor <= 2 else "compact-x4"
+    card = find_model(model if request.denoise is None else f"{model}@{request.denoise}")
     if card.scale < factor:
         fitting = [other.name for other in all_cards().values() if other.scale >= factor]
         raise SettingsError(

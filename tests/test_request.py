@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
+from flows.parameters import UpscaleOptions
 from tasks.errors import (
     DestinationError,
     ModelError,
@@ -21,11 +22,15 @@ from tasks.errors import (
     UnsupportedSourceError,
 )
 from tasks.media.encoders import file_digest
+from tasks.models.cards import ModelCard, find_model
+from tasks.models.weights import content_hash, locate
+from tasks.plan import make_plan
 from tasks.receipt import write_receipt
 from tasks.request import UpscaleRequest, check_request, scratch_folder
 from tests.media.clips import Clips, clips
+from tests.models.twins import twins
 
-__all__ = ["clips"]
+__all__ = ["clips", "twins"]
 
 
 class Places(NamedTuple):
@@ -121,6 +126,11 @@ def test_size_and_model_follow_from_scale_or_height(
         ({"tolerance": 17}, "a tolerance of 17 code values is out of range"),
         ({"precision": "fp8"}, "unknown precision 'fp8'"),
         ({"precision": "int8", "model": "RealESRGAN_x4plus"}, "RealESRGAN_x4plus cannot be computed in int8"),
+        ({"denoise": 0.5}, "model compact-x2 has no denoise strength"),
+        ({"denoise": 1.0, "model": "RealESRGAN_x4plus"}, "Choose realesr-general-x4v3"),
+        ({"denoise": 1.01, "model": "realesr-general-x4v3"}, "'1.01' is no denoise strength"),
+        ({"denoise": float("nan"), "model": "realesr-general-x4v3"}, "'nan' is no denoise strength"),
+        ({"denoise": 0.5, "model": "realesr-general-x4v3@0.5"}, "has a denoise strength already"),
         ({"encoder": ""}, "unknown encoder"),
         ({"encoder": "ffv1"}, "cannot hold ffv1"),
         ({"scale": 4, "model": "compact-x2"}, "Choose a model that reaches it: compact-x4"),
@@ -234,6 +244,30 @@ def test_models_that_are_not_there_are_refused(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("SUPERRES_MODEL_DIR", raising=False)
     assert said in str(_refused(places, places.request(model=model), ModelError))
+
+
+def test_a_denoise_strength_names_the_model(places: Places, twins: tuple[ModelCard, ModelCard]) -> None:
+    for denoise, name in ((None, "strong"), (1, "strong"), (0.25, "strong@0.25"), (0, "weak")):
+        checked = check_request(places.request(model="strong", denoise=denoise))
+        assert checked.card == find_model(name)
+        assert make_plan(checked, content_hash(checked.card)).card == checked.card
+    weights = locate(twins[1])
+    weights.unlink()
+    said = str(_refused(places, places.request(model="strong", denoise=0.25), ModelError))
+    assert "superres models fetch weak" in said
+
+
+@pytest.mark.parametrize(("denoise", "name"), [(1, "strong"), (0.25, "strong@0.25"), (0, "weak")])
+def test_the_form_asks_for_the_same(
+    places: Places, twins: tuple[ModelCard, ModelCard], denoise: float, name: str
+) -> None:
+    options = UpscaleOptions(model="strong", denoise=denoise, scratch=str(places.scratch))
+    request = options.request(str(places.source), str(places.out / "film.mp4"))
+    assert check_request(request).card.name == name
+    assert UpscaleOptions.from_request(request) == options
+    assert UpscaleOptions().request("in.mp4", "out.mp4").denoise is None
+    with pytest.raises(ValueError, match="less than or equal to 1"):
+        UpscaleOptions(denoise=1.5)
 
 
 def test_scratch_that_cannot_be_written_is_refused(places: Places) -> None:

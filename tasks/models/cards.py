@@ -4,7 +4,11 @@ A card is one TOML file in `card_files/`; its file name is the model's name. A p
 is as good as a name: the card is then read off the shapes of the weights.
 
     card = find_model("compact-x2")
+    card = find_model("realesr-general-x4v3@0.5")
     card = find_model("weights/my-own-training.pth")
+
+A number after `@` is a denoise strength, for models that come in two: 1 is the model itself, 0 its weaker partner, and
+between them the weights of both are blended.
 
 After the bundled weights change, `python -m tasks.models.cards refresh-bundled` writes their sizes and hashes into the
 cards. This module does not load torch, except to look into a weight file given by path.
@@ -19,12 +23,12 @@ import re
 import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from tasks.errors import ModelError
+from tasks.errors import ModelError, SettingsError
 from tasks.models import swin
 
 Architecture = Literal["srvgg", "rrdb", "swinir", "swin2sr"]
@@ -87,11 +91,23 @@ class ModelCard:
     """When to choose it, one line."""
     description: str
     """What it is, one line."""
+    denoise_partner: str | None = None
+    """Name of the model with the same network that removes less noise."""
+    denoise: float | None = None
+    """Share of the model's own weights in a blend with those of its partner, between 0 and 1; `None` for no blend."""
 
     def __post_init__(self) -> None:
         # TOML has lists only; cards are keys of caches.
         object.__setattr__(self, "depths", tuple(self.depths))
         object.__setattr__(self, "num_heads", tuple(self.num_heads))
+
+    @property
+    def files(self) -> tuple[ModelCard, ...]:
+        """The cards whose weight files the model is made of: its own, or both of a blend."""
+        if self.denoise is None:
+            return (self,)
+        own, partner = (all_cards()[name] for name in (self.name.rpartition("@")[0], str(self.denoise_partner)))
+        return own, partner
 
     @property
     def file_name(self) -> str:
@@ -167,15 +183,20 @@ def find_model(name_or_path: str | Path) -> ModelCard:
     """The card of a model given by name or by the path of its weight file.
 
     Args:
-        name_or_path: A name from `all_cards()` (case does not matter) or a `.pth`, `.pt` or `.safetensors` file.
+        name_or_path: A name from `all_cards()` (case does not matter), with `@` and a denoise strength if wanted, or a
+            `.pth`, `.pt` or `.safetensors` file.
 
     Raises:
         ModelError: No such model or file, or the file holds no network that can be run.
+        SettingsError: A denoise strength that is no number from 0 to 1, or for a model that does not come in two.
     """
     text = str(name_or_path)
     by_lower_name = {name.lower(): card for name, card in all_cards().items()}
     if (card := by_lower_name.get(text.lower())) is not None:
         return card
+    name, at, strength = text.rpartition("@")
+    if at and "/" not in strength and not text.lower().endswith(WEIGHT_SUFFIXES):
+        return _blend(find_model(name), strength)
     if text.lower().endswith(WEIGHT_SUFFIXES) or "/" in text:
         return _card_of_file(Path(text))
     near = difflib.get_close_matches(text.lower(), by_lower_name, n=2, cutoff=0.5)
@@ -183,6 +204,36 @@ def find_model(name_or_path: str | Path) -> ModelCard:
     raise ModelError(
         f'No model is called "{text}"',
         f"{hint}Known models: {', '.join(all_cards())}; or give the path of a .pth or .safetensors file",
+    )
+
+
+def _blend(card: ModelCard, strength: str) -> ModelCard:
+    """A model at a denoise strength, as the option `-dn` of Real-ESRGAN's scripts means it."""
+    if card.denoise is not None:
+        raise SettingsError(f"{card.name} has a denoise strength already", "Give one")
+    if card.denoise_partner is None:
+        able = ", ".join(other.name for other in all_cards().values() if other.denoise_partner)
+        raise SettingsError(
+            f"model {card.name} has no denoise strength: there is no other one to blend it with", f"Choose {able}"
+        )
+    try:
+        share = float(strength)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise SettingsError(
+            f"{strength!r} is no denoise strength", "Give a number from 0 (keep noise) to 1 (remove it)"
+        )
+    if share in (0, 1):
+        return card if share else all_cards()[card.denoise_partner]
+    partner = all_cards()[card.denoise_partner]
+    return replace(
+        card,
+        name=f"{card.name}@{share}",
+        denoise=share,
+        bytes=card.bytes + partner.bytes,
+        sha256=hashlib.sha256(f"{card.sha256} {partner.sha256} {share}".encode()).hexdigest(),
+        description=f"{share} parts of {card.name} and {1 - share:g} of {partner.name}.",
     )
 
 

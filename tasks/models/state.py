@@ -33,6 +33,13 @@ def load_state(card: ModelCard) -> dict[str, Tensor]:
         ModelError: A file is missing, is not the one the card describes, holds code, lacks weights, has weights too
             many or of other shapes, or has some that are not finite.
     """
+    if card.denoise is None:
+        return _load_file(card)
+    own, partner = (_load_file(part) for part in card.files)
+    return {name: card.denoise * tensor + (1 - card.denoise) * partner[name] for name, tensor in own.items()}
+
+
+def _load_file(card: ModelCard) -> dict[str, Tensor]:
     path, data = read_checked(card)
     return fitted(parse_state(data, path), card, path)
 

@@ -43,21 +43,25 @@ def search_folders() -> list[Path]:
 
 
 def locate(card: ModelCard) -> Path:
-    """The weight file of `card`, with size and hash checked.
+    """The weight file of `card`, with size and hash checked; of a blend its own one, with both checked.
 
     Raises:
-        ModelError: It is nowhere, or the file found is not the one the card describes.
+        ModelError: A file is nowhere, or the one found is not the one its card describes.
     """
-    return read_checked(card)[0]
+    paths = [read_checked(part)[0] for part in card.files]
+    return paths[0]
 
 
 def is_present(card: ModelCard) -> bool:
-    """Whether a weight file of `card` is on this machine; `locate` says whether it is the right one."""
-    return any(path.is_file() for path in _candidates(card))
+    """Whether the weight files of `card` are on this machine; `locate` says whether they are the right ones."""
+    return all(any(path.is_file() for path in _candidates(part)) for part in card.files)
 
 
 def content_hash(card: ModelCard) -> str:
-    """SHA-256 of the weight file as hex digits: two models are the same if and only if this is. Reads no file."""
+    """SHA-256 of the weight file as hex digits: two models are the same if and only if this is. Reads no file.
+
+    That of a blend is made of those of both files and of its strength.
+    """
     return card.sha256
 
 
@@ -84,17 +88,22 @@ def fetch(card: ModelCard, progress: Callable[[int, int], None] | None = None) -
     its name only when size and hash are right. Two processes may call this at once.
 
     Args:
-        card: The model.
-        progress: Called with bytes done and bytes in all.
+        card: The model. Both files of a blend are fetched.
+        progress: Called with bytes done and bytes in all, of one file after the other.
 
     Returns:
-        The checked file.
+        The checked file; of a blend its own one.
 
     Raises:
         ModelError: There is nothing to download for this model, no source can be reached or has the file, or what they
             have is not the file the card describes.
         SettingsError: `SUPERRES_MODEL_MIRROR` is neither a folder nor a URL of a kind that is known.
     """
+    paths = [_fetch_file(part, progress) for part in card.files]
+    return paths[0]
+
+
+def _fetch_file(card: ModelCard, progress: Callable[[int, int], None] | None) -> Path:
     if is_present(card):
         return locate(card)
     if card.url is None:
@@ -197,7 +206,7 @@ def _candidates(card: ModelCard) -> list[Path]:
 
 
 def read_checked(card: ModelCard) -> tuple[Path, bytes]:
-    """The first weight file found, with its content, which is the one the card describes.
+    """The first weight file found, with its content, which is the one the card describes. Not for blends.
 
     Raises:
         ModelError: There is none, or it is another file.

@@ -1,4 +1,4 @@
-"""Downloads on a terminal, and without one."""
+"""Downloads on a terminal, without one, and by the command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli import main
 from flows.terminal import show_download
+from tasks.models.cards import ModelCard
+from tests.models.twins import twins
+
+__all__ = ["twins"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,3 +51,19 @@ def test_without_a_terminal_there_is_a_line_per_tenth(capsys: pytest.CaptureFixt
     assert said.out == ""
     lines = said.err.splitlines()
     assert (len(lines), lines[0], lines[-1]) == (11, "some-model: 0.0 of 10.0 MB", "some-model: 10.0 of 10.0 MB")
+
+
+def test_fetching_a_blend_from_a_mirror(
+    twins: tuple[ModelCard, ModelCard],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SUPERRES_MODEL_MIRROR", str(tmp_path / "weights"))
+    monkeypatch.delenv("SUPERRES_MODEL_DIR")
+    assert main(["models", "fetch", "strong@0.5"]) == 0
+    folder = tmp_path / "cache" / "media-super-resolution" / "models"
+    assert capsys.readouterr().out == f"{folder / 'strong.pth'}\n"
+    assert {path.name for path in folder.glob("*.pth")} == {"strong.pth", "weak.pth"}
+    assert main(["models", "verify"]) == 0
+    assert f"weak: good ({folder / 'weak.pth'})" in capsys.readouterr().out
