@@ -17,6 +17,8 @@ from tasks.models import cards, networks
 from tasks.models.cards import BUNDLED_FOLDER, CARD_FOLDER, ModelCard, all_cards, find_model, refresh_bundled
 from tests.models.samples import blank_card
 
+ROOT = Path(__file__).parents[2]
+
 #: Weights, FLOP per input pixel and receptive radius, counted independently from the layers as published.
 FACTS = {
     "RealESRGAN_x4plus": (16_697_987, 35.85e6, 349),
@@ -81,6 +83,21 @@ def test_receptive_field_and_flop_are_those_of_the_network(shape: dict[str, obje
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         network(x)
     assert counter.get_total_flops() == card.flop_per_input_pixel * size * size
+
+
+def test_the_documentation_has_every_card() -> None:
+    rows = {}
+    for line in (ROOT / "docs" / "models.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `") and len(cells) == 6:
+            rows[cells[0].strip("`")] = cells[1:]
+    assert set(rows) == set(all_cards())
+    for name, (scale, choose_for, work, where, licence) in rows.items():
+        card = find_model(name)
+        assert (int(scale), choose_for, licence) == (card.scale, card.best_for, card.licence)
+        assert float(work) == round(card.flop_per_input_pixel / 1e6, 2)
+        size = f"{card.bytes / 1e6:.1f} MB"
+        assert where == (f"[{size}]({card.url})" if card.url else f"{size}, in this repository")
 
 
 def test_name_in_any_case_and_near_misses() -> None:
