@@ -68,7 +68,7 @@ class UpscaleOptions(BaseModel):
         description="Parts of the picture that differ by no more than this many code values (of 255) from what was"
         " upscaled there last are kept as they were. 0 keeps only what is exactly equal, and changes no result; above"
         " it, grain and slow fades may seem to stand still for moments, and results depend on where chunks begin.",
-        json_schema_extra={"position": 12},
+        json_schema_extra={"position": 13},
     )
     overwrite: bool = Field(
         False, title="Overwrite", description="Replace the destination if it exists.", json_schema_extra={"position": 5}
