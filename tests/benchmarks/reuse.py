@@ -86,11 +86,11 @@ def write_cel(path: Path, size: tuple[int, int], crf: int) -> None:
             process.stdin.write(frame.tobytes())
 
 
-def write_twice(path: Path, size: tuple[int, int], *, really: bool) -> None:
-    """The sample clip with each frame two times, or with one of each two slightly another."""
+def write_twice(path: Path, size: tuple[int, int], *, really: bool, loops: int = 3) -> None:
+    """The sample clip over and over with each frame two times, or with one of each two slightly another."""
     sample = path.with_name("sample.mp4")
     write_sample(sample)
-    video = ffmpeg_python.input(ffmpeg.file_argument(sample)).video.filter("scale", *size, flags="bicubic")
+    video = ffmpeg_python.input(ffmpeg.file_argument(sample), stream_loop=loops).video.filter("scale", *size, flags="bicubic")
     video = video.filter("setpts", "2*N/24/TB").filter("fps", RATE)
     if not really:
         video = video.filter("geq", lum="lum(X,Y)+mod(N,2)*not(mod(X+Y,64))", cb="cb(X,Y)", cr="cr(X,Y)")
