@@ -91,7 +91,7 @@ def _peaks(facts: dict[str, Any]) -> dict[str, Any]:
         return {}
     import torch
 
-    from tasks.models.engine import matmul_peak
+    from tasks.models.hardware import matmul_peak
 
     peak = matmul_peak(facts["device_type"], facts["precision"], threads=facts["threads"])
     on_gpu = facts["device_type"] == "cuda"
@@ -103,7 +103,8 @@ def _peaks(facts: dict[str, Any]) -> dict[str, Any]:
 
 def prepare_engine(model: str, size: tuple[int, int], options: dict[str, Any]) -> tuple[dict[str, Any], Rounds]:
     """An engine and frames of noise around slow gradients."""
-    from tasks.models.engine import Engine, matmul_peak
+    from tasks.models.engine import Engine
+    from tasks.models.hardware import matmul_peak
 
     card = find_model(model)
     source = PictureFormat(*size, "yuv420p", Colour("bt709", full_range=False))

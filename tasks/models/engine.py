@@ -10,9 +10,7 @@ how they are grouped into calls, or on what was processed before.
 
 from __future__ import annotations
 
-import ctypes
 import math
-import platform
 import threading
 import time
 from collections import deque
@@ -20,9 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from itertools import chain
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -37,16 +34,17 @@ from tasks.media.pixels import PictureFormat
 from tasks.models import swin
 from tasks.models.backends import Backend, choose_backend, make_backend
 from tasks.models.cards import ModelCard, all_cards
+from tasks.models.hardware import (
+    PRECISIONS,
+    choose_precision,
+    device_name,
+    find_device,
+    free_memory,
+    is_out_of_memory,
+    keep_freed_memory,
+)
 from tasks.models.quantisation import Quantised
 from tasks.models.state import load_state
-
-#: Type of what goes into a network and comes out. `int8` names what the layers between compute in.
-PRECISIONS: Final[dict[str, torch.dtype]] = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "int8": torch.float32,
-}
 
 #: Tiles overlap by this many input pixels if the network's receptive field is too large to be exact: all but `srvgg`.
 LARGEST_OVERLAP: Final = 32
@@ -168,8 +166,8 @@ class Engine:
         self.card = card
         self.source = source
         self.target = target
-        self.device = _device(device)
-        self.precision = _precision(precision, self.device)
+        self.device = find_device(device)
+        self.precision = choose_precision(precision, self.device)
         self._backend = choose_backend(backend, self.device, card)
         self._quantised = quantised
         if self.precision == "int8":
@@ -565,7 +563,7 @@ class Engine:
             try:
                 return work()
             except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 with self._tile_lock:
                     if self._tile == tile:  # Else another thread has made it smaller meanwhile.
@@ -596,7 +594,7 @@ class Engine:
             try:
                 position = self._stream(frames, result, position, first_frame)
             except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if self._batch > 1:
                     self._batch //= 2
@@ -629,7 +627,7 @@ class Engine:
             try:
                 output, finite = self._convert(slot.input.to(self.device, non_blocking=True), self.precision)
             except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error) or not waiting:
+                if not is_out_of_memory(error) or not waiting:
                     raise
                 while waiting:  # what is done is done; the caller goes on from here with less at a time
                     collect()
@@ -715,32 +713,6 @@ def _check_size(card: ModelCard, source: PictureFormat, target: PictureFormat) -
         raise ModelError(f"{card.name} enlarges {card.scale} times, {asked:.4g} times is asked for", remedy)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise SettingsError(f'There is no device called "{name}"', "Use auto, cpu, cuda or cuda:N") from error
-    if device.type not in {"cpu", "cuda"}:
-        raise SettingsError(f'The device "{name}" is not supported', "Use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise SettingsError(f'The device "{name}" is not on this machine', "Use auto or cpu, or run on a GPU node")
-    return device
-
-
-def _precision(name: str, device: torch.device) -> str:
-    if name == "auto":
-        return "fp32" if device.type == "cpu" else "fp16"
-    if name not in PRECISIONS:
-        raise SettingsError(f'There is no precision called "{name}"', f"Use auto, {', '.join(PRECISIONS)}")
-    if name in ("fp16", "bf16") and device.type == "cpu":
-        raise SettingsError(f"{name} on a CPU is slower than fp32 and less exact", "Use auto or fp32, or a GPU")
-    if name == "int8" and device.type != "cpu":
-        raise SettingsError("int8 is for CPUs", "Use auto")
-    return name
-
-
 def _check_int8(card: ModelCard, backend: str, quantised: Quantised | None) -> None:
     if card.architecture != "srvgg":
         # The residuals of dense networks outgrow 256 steps.
@@ -767,14 +739,6 @@ def _pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return x
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    signs = ("out of memory", "can't allocate memory", "cannot allocate", "alloc_failed", "bad_alloc")
-    return any(sign in text for sign in signs)
-
-
 def _network_bytes_per_pixel(card: ModelCard, backend: str, device: torch.device, dtype: torch.dtype) -> int:
     """Most memory a network holds at a time, per input pixel.
 
@@ -791,86 +755,3 @@ def _network_bytes_per_pixel(card: ModelCard, backend: str, device: torch.device
         block = 4 * card.num_feat + 14 * card.num_grow
         values = (3 * 16 * card.num_feat + block) // card.size_multiple**2
     return values * dtype.itemsize
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes an engine may plan with: most of a GPU's free memory, half of what machine and container have left."""
-    if device.type == "cuda":
-        return int(0.85 * torch.cuda.mem_get_info(device)[0])
-    limits = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
-        limits.append(max(0, int(limit.read_text()) - int(used.read_text())))
-    return min(limits, default=4 << 30) // 2
-
-
-@lru_cache(maxsize=1)
-def keep_freed_memory() -> bool:
-    """Make glibc keep freed memory instead of returning every large block to the kernel.
-
-    An activation is freed and allocated again for each layer; by default glibc maps each anew and the kernel clears
-    every page of it again, which costs as much time as the arithmetic on some machines. Holds for the whole process,
-    whether torch is imported already or not; outside the main thread, whose heap alone grows without end, for blocks
-    below 64 MiB.
-
-    Returns:
-        Whether the C library is glibc and took the settings.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    libc = ctypes.CDLL(None)
-    # From malloc.h: M_MMAP_MAX (-4), no block by mmap of its own; M_TRIM_THRESHOLD (-1), return nothing below 2 GiB.
-    return bool(libc.mallopt(-4, 0)) and bool(libc.mallopt(-1, 2**31 - 1))
-
-
-@lru_cache(maxsize=8)
-def device_name(device: torch.device) -> str:
-    """Name of the hardware behind `device`."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def matmul_peak(
-    device: torch.device | str = "cpu", precision: str = "fp32", seconds: float = 1.0, threads: int | None = None
-) -> float:
-    """The fastest matrix product this device did in `seconds` of trying: the yardstick for the network's speed.
-
-    Args:
-        device: Where.
-        precision: A key of `PRECISIONS`.
-        seconds: For how long.
-        threads: CPU threads, by default as many as torch takes.
-
-    Returns:
-        FLOP/s.
-    """
-    device = torch.device(device)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    size = 8192 if device.type == "cuda" else 1536
-    a, b = (torch.rand(size, size, device=device).to(PRECISIONS[precision]) for _ in range(2))
-    torch.mm(a, b)
-    best = math.inf
-    deadline = time.perf_counter() + seconds
-    while best == math.inf or time.perf_counter() < deadline:
-        _synchronize(device)
-        started = time.perf_counter()
-        torch.mm(a, b)
-        _synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -90,7 +90,9 @@ def write_twice(path: Path, size: tuple[int, int], *, really: bool, loops: int =
     """The sample clip over and over with each frame two times, or with one of each two slightly another."""
     sample = path.with_name("sample.mp4")
     write_sample(sample)
-    video = ffmpeg_python.input(ffmpeg.file_argument(sample), stream_loop=loops).video.filter("scale", *size, flags="bicubic")
+    video = ffmpeg_python.input(ffmpeg.file_argument(sample), stream_loop=loops).video.filter(
+        "scale", *size, flags="bicubic"
+    )
     video = video.filter("setpts", "2*N/24/TB").filter("fps", RATE)
     if not really:
         video = video.filter("geq", lum="lum(X,Y)+mod(N,2)*not(mod(X+Y,64))", cb="cb(X,Y)", cr="cr(X,Y)")

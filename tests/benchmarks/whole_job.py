@@ -61,7 +61,8 @@ def measure_engine(clip: Path, model: str) -> dict[str, Any]:
     import time
 
     from tasks.models.cards import find_model
-    from tasks.models.engine import Engine, matmul_peak
+    from tasks.models.engine import Engine
+    from tasks.models.hardware import matmul_peak
 
     facts = probe(clip)
     table = scan_packets(facts).table

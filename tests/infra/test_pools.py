@@ -22,7 +22,7 @@ from infra.pools.opening import current_cluster
 from infra.pools.pool import cuda_devices
 from tasks.cores import usable_cores
 from tasks.errors import PoolError, SettingsError
-from tasks.models.engine import keep_freed_memory
+from tasks.models.hardware import keep_freed_memory
 from tests.waiting import eventually
 
 

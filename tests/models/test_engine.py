@@ -23,7 +23,8 @@ from tasks.models.backends import BACKENDS, torch_network
 from tasks.models.backends.openvino_network import OpenVinoNetwork
 from tasks.models.backends.torch_network import TorchNetwork
 from tasks.models.cards import ModelCard, find_model
-from tasks.models.engine import Engine, matmul_peak
+from tasks.models.engine import Engine
+from tasks.models.hardware import matmul_peak
 from tasks.models.state import load_state
 from tests.models.conftest import MakeModel
 from tests.models.samples import picture, picture_format, yuv_frames

@@ -3,26 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc's allocator to reuse large blocks instead of returning them to the system.
-
-    Each step allocates and frees the same activations; without this their pages are cleared by the kernel every time,
-    which costs about as much as the arithmetic. Has to run before torch is imported; elsewhere than glibc it is a
-    no-op.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    no_mmap, trim_threshold = -4, -1
-    mallopt(no_mmap, 0)
-    mallopt(trim_threshold, 2**31 - 1)
 
 
 def main(command_line: Sequence[str] | None = None) -> None:
@@ -45,13 +28,14 @@ def main(command_line: Sequence[str] | None = None) -> None:
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
     arguments = parser.parse_args(command_line)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    _keep_freed_memory()
 
     import torch
 
+    from tasks.models.hardware import keep_freed_memory
     from tasks.models.training.network import CONVOLUTIONS
     from tasks.models.training.train import TrainingPlan, train
 
+    keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     plan = TrainingPlan(
         scale=arguments.scale,
