@@ -10,12 +10,20 @@ import pytest
 import torch
 
 from tasks.errors import SettingsError
+from tasks.media.changes import Box, cut_out
+from tasks.media.decode import decode_frames
+from tasks.media.probe import probe
+from tasks.media.timestamps import scan_packets
 from tasks.models.calibration import LEAST_PSNR, Verdict, calibrate, psnr
 from tasks.models.cards import ModelCard, find_model
 from tasks.models.engine import Engine
 from tasks.models.quantisation import Quantised
 from tasks.models.state import load_state
+from tasks.models.weights import is_present
 from tests.models.samples import picture_format, unfit_for_bytes, yuv_frames
+
+#: Real clips and weights, where they lie beside the repository.
+SHARED = Path(__file__).parents[3] / "shared"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,10 +60,33 @@ def test_tiles_change_no_bit(tile: int) -> None:
     np.testing.assert_array_equal(tiled.upscale(frames), whole.upscale(frames))
 
 
-def test_a_network_that_bytes_cannot_hold(tmp_path: Path) -> None:
-    weights = tmp_path / "unfit.pth"
+def unfit(folder: Path) -> ModelCard:
+    weights = folder / "unfit.pth"
     torch.save({"params": unfit_for_bytes(load_state(find_model("compact-x2")))}, weights)
-    card = find_model(weights)
+    return find_model(weights)
+
+
+@pytest.mark.parametrize("clip", ["bbb-10s.mp4", "nasa_13013.mp4"])
+def test_frames_of_real_films(clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (SHARED / "media" / clip).exists():
+        pytest.skip(f"{clip} is not beside the repository")
+    facts = probe(SHARED / "media" / clip)
+    table = scan_packets(facts).table
+    indexes = [(2 * i + 1) * len(table) // 18 for i in range(9)]
+    whole = [next(iter(decode_frames(facts, table, index, index))) for index in indexes]
+    box = Box(100, 160, 228, 352)
+    frames, source = np.stack([cut_out(frame, facts.picture, box) for frame in whole]), facts.picture.resized(*box.size)
+    monkeypatch.setenv("SUPERRES_MODEL_DIR", str(SHARED / "weights"))
+    cards = {True: [find_model("compact-x2"), find_model("realesr-animevideov3")], False: [unfit(tmp_path)]}
+    for is_good, models in cards.items():
+        for card in filter(is_present, models):
+            target = source.resized(source.width * card.scale, source.height * card.scale)
+            _, kept = calibrate(card, source, target, frames)
+            assert Verdict(kept, "").is_good == is_good, f"{card.name} keeps {kept:.1f} dB"
+
+
+def test_a_network_that_bytes_cannot_hold(tmp_path: Path) -> None:
+    card = unfit(tmp_path)
     source, target = formats(card)
     _, kept = calibrate(card, source, target, yuv_frames(source, 3))
     assert kept < LEAST_PSNR
