@@ -6,6 +6,7 @@ import ctypes
 import math
 import platform
 import time
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -69,18 +70,44 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes an engine may plan with: most of a GPU's free memory, half of what machine and container have left."""
+    """Bytes an engine may plan with: most of a GPU's free memory, half of what machine and control groups have left."""
     if device.type == "cuda":
         return int(0.85 * torch.cuda.mem_get_info(device)[0])
-    limits = []
+    limits = list(memory_left_in_groups())
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
-        limits.append(max(0, int(limit.read_text()) - int(used.read_text())))
     return min(limits, default=4 << 30) // 2
+
+
+def memory_left_in_groups(
+    membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> Iterator[int]:
+    """Bytes left in each control group around this process that has a limit: containers and jobs of batch systems.
+
+    Args:
+        membership: What says which groups the process is in.
+        root: Where their file system is mounted, of version 1 or 2.
+    """
+    for line in membership.read_text().splitlines() if membership.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, limit_name, used_name, cache_name = root, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            top, limit_name, used_name = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cache_name = "total_inactive_file"
+        else:
+            continue
+        group = top / path.lstrip("/")
+        while group.is_relative_to(top):
+            limit, used, stat = group / limit_name, group / used_name, group / "memory.stat"
+            if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdecimal():
+                counts = dict(line.split() for line in stat.read_text().splitlines()) if stat.exists() else {}
+                # Files that were read are counted as used, and given up as soon as somebody needs the memory.
+                taken = int(used.read_text()) - int(counts.get(cache_name, 0))
+                yield max(0, int(text) - taken)
+            group = group.parent
 
 
 @lru_cache(maxsize=1)
