@@ -50,7 +50,8 @@ docs-check: $(READY)
 lock: $(READY)
 	$(BIN)/pip install --quiet "uv>=0.9"
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
-	  --no-emit-index-url --custom-compile-command "make lock" -o requirements.lock
+	  --no-emit-index-url --no-annotate --no-header --quiet -o requirements.lock
+	@sed -i '1i # Made by "make lock"; do not edit. torch is installed apart, in the build that fits the machine.' requirements.lock
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache output
