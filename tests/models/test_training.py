@@ -17,7 +17,16 @@ from tasks.errors import ModelError
 from tasks.models import networks
 from tasks.models.training.__main__ import main
 from tasks.models.training.degradation import code_h264, degrade, shrink
-from tasks.models.training.evaluate import BUNDLED, load_network, luma_psnr, network_upscaler, report, score_clip
+from tasks.models.training.evaluate import (
+    BUNDLED,
+    compare,
+    load_network,
+    luma_psnr,
+    luma_ssim,
+    network_upscaler,
+    report,
+    score_clip,
+)
 from tasks.models.training.network import CompactNetwork
 from tasks.models.training.pool import HELD_OUT_SEED, PicturePool
 from tasks.models.training.procedural import picture
@@ -204,7 +213,7 @@ def test_bundled_model_beats_bicubic_on_held_out_pictures(scale: int) -> None:
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("scale", [2, 4])
 def test_bundled_model_beats_bicubic_on_real_frames(scale: int, clip: str) -> None:
-    scores = score_clip(_media() / clip, scale, network_upscaler(load_network(_bundled(scale))), count=3)
+    scores = score_clip(_media() / clip, scale, {"model": network_upscaler(load_network(_bundled(scale)))}, count=3)
     clean = scores.gains("clean")
     assert len(clean) == 3
     assert np.mean(clean) >= MARGINS[scale]
@@ -220,6 +229,41 @@ def test_report_has_a_row_per_clip_condition_and_mean(tmp_path: Path) -> None:
         ["compact-x2", name, condition] for condition in ("clean", "crf23") for name in ("short", "all frames")
     ]
     assert not any("inf" in row or "nan" in row for row in rows)
+
+
+def test_models_are_compared_by_scale(tmp_path: Path) -> None:
+    clip = tmp_path / "short.mp4"
+    _write_clip(clip, [picture(2, 96)] * 3)
+    rows = compare([clip], ["compact-x4", "compact-x2"], count=1).splitlines()[2:]
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    methods = [("2", "bicubic"), ("2", "lanczos"), ("2", "compact-x2")]
+    methods += [("4", "bicubic"), ("4", "lanczos"), ("4", "compact-x4")]
+    assert [(scale, method) for scale, method, *_ in cells] == methods
+    assert all(0 < float(ssim) < 1 for row in cells for ssim in (row[3], row[5]))
+    assert float(cells[2][2]) > float(cells[0][2])
+    assert [bool(row[6]) for row in cells] == [False, False, True] * 2
+
+
+def test_structural_similarity_is_that_of_its_definition() -> None:
+    random = np.random.default_rng(1)
+    reference = np.repeat(random.integers(0, 256, (13, 14, 1), np.uint8), 3, axis=2)
+    output = np.clip(reference * 0.8 + random.integers(0, 40, (13, 14, 1)), 0, 255).astype(np.uint8)
+    distance = np.arange(11) - 5
+    weights = np.exp(-(distance[:, None] ** 2 + distance[None] ** 2) / 4.5)
+    weights /= weights.sum()
+    values = []
+    for top in range(1, 2):
+        for left in range(1, 3):
+            a, b = (grey[top : top + 11, left : left + 11, 0].astype(float) for grey in (output, reference))
+            mean_a, mean_b = (weights * a).sum(), (weights * b).sum()
+            var_a, var_b = (weights * (a - mean_a) ** 2).sum(), (weights * (b - mean_b) ** 2).sum()
+            both = (weights * (a - mean_a) * (b - mean_b)).sum()
+            c1, c2 = 6.5025, 58.5225
+            values.append(
+                (2 * mean_a * mean_b + c1) * (2 * both + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+            )
+    assert luma_ssim(output, reference, border=1) == pytest.approx(np.mean(values), abs=1e-9)
+    assert luma_ssim(reference, reference, border=1) == pytest.approx(1)
 
 
 def test_command_line_trains_and_exports(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Quality measurement: luma PSNR of models and classical kernels on frames of video clips.
+"""Quality measurement: luma PSNR and SSIM of models and classical kernels on frames of video clips.
 
 A decoded frame is the reference. It is shrunk with antialiased bicubic and 8-bit rounding, optionally coded with H.264
 at CRF 23 as part of its sequence, enlarged again by each method and compared on luma. Run it with
@@ -16,12 +16,16 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from tasks.media.pixels import Colour, PictureFormat
+from tasks.models.cards import find_model
+from tasks.models.engine import Engine
 from tasks.models.training.degradation import code_h264, rgb_pixels, shrink
 from tasks.models.training.network import CompactNetwork
 
@@ -38,13 +42,15 @@ _LEAST_CONTRAST = 2.0
 
 @dataclass(frozen=True)
 class ClipScores:
-    """Luma PSNR of one clip at one scale.
+    """How alike the enlarged frames of one clip are to its own, at one scale.
 
     Attributes:
-        psnr: Per condition ("clean", "crf23") and method, one value in decibels per measured frame.
+        psnr: Per condition ("clean", "crf23") and method, one value in decibels per measured frame, of luma.
+        ssim: The same with structural similarity, 1 for equal frames.
     """
 
     psnr: Mapping[str, Mapping[str, Sequence[float]]]
+    ssim: Mapping[str, Mapping[str, Sequence[float]]]
 
     def gains(self, condition: str, method: str = "model") -> list[float]:
         """List a method's advantage over bicubic in decibels, frame by frame."""
@@ -80,6 +86,14 @@ def network_upscaler(network: nn.Module) -> Upscaler:
     return upscale
 
 
+def card_upscaler(name: str) -> Upscaler:
+    """The model of a card, as an 8-bit frame (height, width, 3) to its 8-bit enlargement."""
+    card = find_model(name)
+    source = PictureFormat(16, 16, "yuv420p", Colour("bt709", full_range=False))
+    engine = Engine(card, source, source.resized(16 * card.scale, 16 * card.scale), device="cpu", reuse=False)
+    return lambda frame: engine.upscale_rgb(np.ascontiguousarray(frame)[None])[0]
+
+
 def load_network(path: Path) -> CompactNetwork:
     """Load a weights file written by the training; its header tells the scale and the size."""
     with safe_open(path, "pt") as file:
@@ -106,6 +120,34 @@ def luma_psnr(output: Picture, reference: Picture, border: int) -> float:
     return float("inf") if mean_square == 0.0 else 10.0 * float(np.log10(255.0**2 / mean_square))
 
 
+def luma_ssim(output: Picture, reference: Picture, border: int) -> float:
+    """Compute the structural similarity of BT.601 luma: Wang et al. (2004), equation 13, windows of section III.C.
+
+    Args:
+        output: Shape (height, width, 3), uint8 RGB.
+        reference: Same shape.
+        border: Pixels to leave out on each side.
+
+    Returns:
+        Mean over all places where the window of 11x11 fits, 1 for equal pictures.
+    """
+    inner = slice(border, -border)
+    x, y = (torch.from_numpy(picture[inner, inner].astype(np.float64) @ _LUMA) for picture in (output, reference))
+    weights = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
+    weights /= weights.sum()
+
+    def blurred(planes: torch.Tensor) -> torch.Tensor:
+        rows = F.conv2d(planes, weights.reshape(1, 1, -1, 1))
+        return F.conv2d(rows, weights.reshape(1, 1, 1, -1))[:, 0]
+
+    mean_x, mean_y, square_x, square_y, product = blurred(torch.stack((x, y, x * x, y * y, x * y))[:, None])
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    variances = square_x - mean_x**2 + square_y - mean_y**2
+    structure = (2 * (product - mean_x * mean_y) + c2) / (variances + c2)
+    return float((luminance * structure).mean())
+
+
 def read_clip(path: Path) -> Iterator[Picture]:
     """Decode the largest real video stream of a clip, leaving out cover pictures, as uint8 RGB frames."""
     with av.open(str(path)) as container:
@@ -115,17 +157,17 @@ def read_clip(path: Path) -> Iterator[Picture]:
             yield rgb_pixels(frame)
 
 
-def score_clip(path: Path, scale: int, model: Upscaler, count: int = 12) -> ClipScores:
-    """Measure bicubic, Lanczos and a model on frames spread evenly over a clip.
+def score_clip(path: Path, scale: int, models: Mapping[str, Upscaler], count: int = 12) -> ClipScores:
+    """Measure bicubic, Lanczos and models on frames spread evenly over a clip.
 
     Args:
         path: Video file.
         scale: Factor to shrink and enlarge by.
-        model: The upscaler to compare.
+        models: The upscalers to compare, by name.
         count: Number of frames to measure; frames without contrast among them are left out.
 
     Returns:
-        The scores; PSNR leaves out a border of `scale` pixels.
+        The scores; they leave out a border of `scale` pixels.
     """
     frames = []
     for frame in read_clip(path):
@@ -139,14 +181,16 @@ def score_clip(path: Path, scale: int, model: Upscaler, count: int = 12) -> Clip
     methods: dict[str, Upscaler] = {
         "bicubic": lambda frame: enlarge(frame, scale),
         "lanczos": lambda frame: enlarge(frame, scale, Image.Resampling.LANCZOS),
-        "model": model,
+        **models,
     }
-    psnr = {}
+    psnr: dict[str, dict[str, list[float]]] = {}
+    ssim: dict[str, dict[str, list[float]]] = {}
     for condition, source in (("clean", small), ("crf23", coded)):
-        psnr[condition] = {
-            name: [luma_psnr(upscale(source[i]), frames[i], scale) for i in chosen] for name, upscale in methods.items()
-        }
-    return ClipScores(psnr)
+        for name, upscale in methods.items():
+            enlarged = [(upscale(source[i]), frames[i]) for i in chosen]
+            psnr.setdefault(condition, {})[name] = [luma_psnr(ours, frame, scale) for ours, frame in enlarged]
+            ssim.setdefault(condition, {})[name] = [luma_ssim(ours, frame, scale) for ours, frame in enlarged]
+    return ClipScores(psnr, ssim)
 
 
 def frames_per_second(model: Upscaler, width: int = 640, height: int = 360, runs: int = 5) -> float:
@@ -176,7 +220,8 @@ def report(clips: Sequence[Path], models: Sequence[Path], count: int = 12) -> st
     ]
     for path in models:
         network = load_network(path)
-        scores = {clip.stem: score_clip(clip, network.scale, network_upscaler(network), count) for clip in clips}
+        model = {"model": network_upscaler(network)}
+        scores = {clip.stem: score_clip(clip, network.scale, model, count) for clip in clips}
         for condition in ("clean", "crf23"):
             groups = {name: [score] for name, score in scores.items()} | {"all frames": list(scores.values())}
             for name, group in groups.items():
@@ -192,17 +237,48 @@ def report(clips: Sequence[Path], models: Sequence[Path], count: int = 12) -> st
     return "\n".join(lines)
 
 
+def compare(clips: Sequence[Path], names: Sequence[str], count: int = 12) -> str:
+    """Measure models of cards beside one another and format the results as a markdown table.
+
+    Args:
+        clips: Video files.
+        names: Models by name or path.
+        count: Frames per clip.
+
+    Returns:
+        One row per scale and method, with means over all frames of all clips.
+    """
+    lines = [
+        "| scale | method | clean dB | clean SSIM | crf23 dB | crf23 SSIM | frames/s from 640x360 |",
+        "|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for scale in sorted({find_model(name).scale for name in names}):
+        models = {name: card_upscaler(name) for name in names if find_model(name).scale == scale}
+        scores = [score_clip(clip, scale, models, count) for clip in clips]
+        for method in ("bicubic", "lanczos", *models):
+            cells = []
+            for condition in ("clean", "crf23"):
+                for digits, measure in ((2, "psnr"), (4, "ssim")):
+                    values = [value for score in scores for value in getattr(score, measure)[condition][method]]
+                    cells.append(f"{np.mean(values):.{digits}f}")
+            speed = f"{frames_per_second(models[method]):.1f}" if method in models else ""
+            lines.append(f"| {scale} | {method} | {' | '.join(cells)} | {speed} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Parse the command line and print the table and the speed."""
+    """Parse the command line and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m tasks.models.training.evaluate", description=__doc__)
     parser.add_argument("--clips", type=Path, nargs="+", required=True)
     parser.add_argument("--models", type=Path, nargs="+", help="weights files; default: the bundled ones")
+    parser.add_argument("--beside", nargs="*", default=[], metavar="NAME", help="other models to compare with them")
     parser.add_argument("--frames", type=int, default=12, help="frames per clip")
     arguments = parser.parse_args()
     models = arguments.models or sorted(BUNDLED.glob("*.safetensors"))
     print(report(arguments.clips, models, arguments.frames))
-    for path in models:
-        print(f"\n{path.stem}: {frames_per_second(network_upscaler(load_network(path))):.1f} frames/s from 640x360")
+    print()
+    names = [path.stem if path.parent == BUNDLED else str(path) for path in models]
+    print(compare(arguments.clips, [*names, *arguments.beside], arguments.frames))
 
 
 if __name__ == "__main__":
