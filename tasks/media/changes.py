@@ -49,13 +49,13 @@ class Box:
         """Columns and rows."""
         return self.right - self.left, self.bottom - self.top
 
-    def grown(self, margin: int, picture: PictureFormat) -> Box:
-        """With `margin` more pixels on each side, as far as the picture goes."""
+    def grown(self, margin: int, width: int, height: int) -> Box:
+        """With `margin` more pixels on each side, as far as a picture of that size goes."""
         return Box(
             max(0, self.top - margin),
             max(0, self.left - margin),
-            min(picture.height, self.bottom + margin),
-            min(picture.width, self.right + margin),
+            min(height, self.bottom + margin),
+            min(width, self.right + margin),
         )
 
     def with_(self, other: Box) -> Box:
@@ -114,10 +114,8 @@ class ChangeFinder:
         boxes = self._grouped(list(_runs(self._changed_blocks(frame, known), self._picture)))
         if sum(map(self._cost, boxes)) > _WORTHWHILE * self._picture.width * self._picture.height:
             return None
-        return [
-            Change(box, box.grown(self._reach, self._picture), box.grown(2 * self._reach, self._picture))
-            for box in boxes
-        ]
+        size = self._picture.width, self._picture.height
+        return [Change(box, box.grown(self._reach, *size), box.grown(2 * self._reach, *size)) for box in boxes]
 
     def _changed_blocks(self, frame: Frame, known: Frame) -> NDArray[np.bool_]:
         rows, columns = -(-self._picture.height // BLOCK), -(-self._picture.width // BLOCK)
@@ -135,7 +133,7 @@ class ChangeFinder:
         return changed
 
     def _cost(self, box: Box) -> int:
-        return box.grown(2 * self._reach, self._picture).area + _BOX_COST
+        return box.grown(2 * self._reach, self._picture.width, self._picture.height).area + _BOX_COST
 
     def _grouped(self, boxes: list[Box]) -> list[Box]:
         """Fewer boxes around them wherever that is less work."""

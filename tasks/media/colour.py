@@ -135,6 +135,25 @@ class PlanesToRgb:
         return torch.add(rgb, luma.float(), alpha=self._luma_gain)
 
 
+@dataclass(frozen=True)
+class PhaseKernels:
+    """How an image that is not put together yet becomes code values: convolutions at the resolution of its phases.
+
+    Output channels are (plane, row, column within the pixel). Half a code value is in the biases, so that truncation
+    rounds. Chroma takes two steps: the matrix and the taps of each column, then those of each row; what is outside the
+    picture counts as zero, and the sum is multiplied by `RgbToPlanes.edge_gains` before its bias is added.
+    """
+
+    luma: Tensor
+    luma_bias: Tensor
+    rows: Tensor
+    columns: Tensor
+    chroma_bias: Tensor
+    """`[1, channels, 1, 1]`."""
+    peak: int
+    """Largest code value."""
+
+
 class RgbToPlanes:
     """RGB to packed planes, rounded to the nearest code value.
 
@@ -154,7 +173,7 @@ class RgbToPlanes:
         self._matrix = rgb_to_yuv_matrix(target.colour.matrix)
         self._sites = _sites(target.colour)
         self._device = device
-        self._kernels: dict[int, tuple[Tensor, ...]] = {}
+        self._kernels: dict[int, PhaseKernels] = {}
         self._edges: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, rgb: Tensor, picture: PictureFormat | None = None) -> Tensor:
@@ -194,31 +213,48 @@ class RgbToPlanes:
         Returns:
             uint8 `[n, picture.frame_bytes]`.
         """
-        picture = picture or self.format
-        if scale not in self._kernels:
-            self._kernels[scale] = self._kernels_for(scale)
-        luma_kernel, luma_bias, row_kernel, column_kernel, chroma_bias = self._kernels[scale]
-        n, _, h, w = phases.shape
-        phases = phases.contiguous(memory_format=torch.channels_last)  # Several times faster to convolve on CPUs.
-        luma = convolve(phases, luma_kernel, luma_bias)
-        chroma = convolve(phases, row_kernel, None, (row_kernel.shape[2] // 2, 0))
-        chroma = convolve(chroma, column_kernel, None, (0, column_kernel.shape[3] // 2))
-        # Outside the picture there are zeros; the taps inside are weighted up so that they sum to one again.
-        gain_y, gain_x = self._edge_gains(scale, h, w)
-        chroma = torch.addcmul(chroma_bias, chroma.mul_(gain_y), gain_x)
+        gains = self.edge_gains(scale, *phases.shape[2:])
+        return self.put_together(*self.codes(phases, scale, gains), scale, picture)
 
-        out = torch.empty(n, picture.frame_bytes, dtype=torch.uint8, device=phases.device)
+    def codes(self, phases: Tensor, scale: int, gains: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The code values of an image that is not put together yet.
+
+        Args:
+            phases: As for `from_phases`, or a part of that.
+            scale: As for `from_phases`.
+            gains: What `edge_gains` gives for the whole image, or the same part of it.
+
+        Returns:
+            uint8 `[n, luma samples of a pixel, h, w]` and `[n, chroma samples, h, w]`, in the order of the kernels'
+            outputs.
+        """
+        kernels = self.kernels(scale)
+        phases = phases.contiguous(memory_format=torch.channels_last)  # Several times faster to convolve on CPUs.
+        luma = convolve(phases, kernels.luma, kernels.luma_bias)
+        chroma = convolve(phases, kernels.rows, None, (kernels.rows.shape[2] // 2, 0))
+        chroma = convolve(chroma, kernels.columns, None, (0, kernels.columns.shape[3] // 2))
+        # Outside the picture there are zeros; the taps inside are weighted up so that they sum to one again.
+        chroma = torch.addcmul(kernels.chroma_bias, chroma.mul_(gains[0]), gains[1])
+        peak = self._code.peak
+        return luma.clamp_(0, peak).to(torch.uint8), chroma.clamp_(0, peak).to(torch.uint8)
+
+    def put_together(self, luma: Tensor, chroma: Tensor, scale: int, picture: PictureFormat | None = None) -> Tensor:
+        """What `codes` gave for a whole image, as `from_phases` returns it."""
+        picture = picture or self.format
+        out = torch.empty(luma.shape[0], picture.frame_bytes, dtype=torch.uint8, device=luma.device)
         luma_plane, chroma_planes = _split(out, picture)
         cell_y, cell_x = self._cell
-        _write(luma, luma_plane, (scale, scale), self._code.peak)
-        _write(chroma, chroma_planes, (scale // cell_y, scale // cell_x), self._code.peak)
+        _write(luma, luma_plane, (scale, scale))
+        _write(chroma, chroma_planes, (scale // cell_y, scale // cell_x))
         return out
 
-    def _kernels_for(self, scale: int) -> tuple[Tensor, ...]:
-        """Luma kernel and bias, chroma kernels and bias; output channels are (plane, row, column within the pixel).
+    def kernels(self, scale: int) -> PhaseKernels:
+        """The convolutions that make code values from phases."""
+        if scale not in self._kernels:
+            self._kernels[scale] = self._kernels_for(scale)
+        return self._kernels[scale]
 
-        Chroma takes two steps: the matrix and the taps of each column, then the taps of each row.
-        """
+    def _kernels_for(self, scale: int) -> PhaseKernels:
         code, (cell_y, cell_x) = self._code, self._cell
         each_pixel = np.eye(scale * scale).reshape(scale * scale, 1, scale * scale)
         luma = (code.luma_scale * self._matrix[0]).reshape(1, 3, 1) * each_pixel
@@ -231,15 +267,16 @@ class RgbToPlanes:
         # Half a code value on top makes the truncation that follows a rounding.
         luma_bias = np.full(scale * scale, code.luma_offset + 0.5)
         chroma_bias = np.full((1, 2 * samples, 1, 1), code.chroma_offset + 0.5)
-        return (
-            _tensor(luma.reshape(scale * scale, 3 * scale * scale, 1, 1), self._device),
-            _tensor(luma_bias, self._device),
-            _tensor(by_rows.reshape(2 * len(rows) * scale, 3 * scale * scale, -1, 1), self._device),
-            _tensor(by_columns.reshape(2 * samples, 2 * len(rows) * scale, 1, -1), self._device),
-            _tensor(chroma_bias, self._device),
+        return PhaseKernels(
+            luma=_tensor(luma.reshape(scale * scale, 3 * scale * scale, 1, 1), self._device),
+            luma_bias=_tensor(luma_bias, self._device),
+            rows=_tensor(by_rows.reshape(2 * len(rows) * scale, 3 * scale * scale, -1, 1), self._device),
+            columns=_tensor(by_columns.reshape(2 * samples, 2 * len(rows) * scale, 1, -1), self._device),
+            chroma_bias=_tensor(chroma_bias, self._device),
+            peak=code.peak,
         )
 
-    def _edge_gains(self, scale: int, h: int, w: int) -> tuple[Tensor, Tensor]:
+    def edge_gains(self, scale: int, h: int, w: int) -> tuple[Tensor, Tensor]:
         """One over the sum of the taps inside: float32 `[1, 2 * samples, h, 1]` and `[1, 2 * samples, 1, w]`."""
         key = (scale, h, w)
         if key not in self._edges:
@@ -278,24 +315,23 @@ def _split(frames: Tensor, picture: PictureFormat) -> tuple[Tensor, Tensor]:
 _RUNS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _write(values: Tensor, planes: Tensor, cell: tuple[int, int], peak: int) -> None:
-    """Clamp, truncate, shuffle and crop into place.
+def _write(codes: Tensor, planes: Tensor, cell: tuple[int, int]) -> None:
+    """Shuffle and crop into place.
 
     Args:
-        values: float32 `[n, planes * rows * columns of the cell, h, w]`; overwritten.
+        codes: uint8 `[n, planes * rows * columns of the cell, h, w]`, best with channels side by side in memory.
         planes: uint8 `[n, planes, H, W]` with `H <= h * rows` and `W <= w * columns`.
-        cell: Rows and columns of the cell each position of `values` holds.
-        peak: Largest code value.
+        cell: Rows and columns of the cell each position of `codes` holds.
     """
-    n, channels, h, w = values.shape
+    n, channels, h, w = codes.shape
     rows, columns = cell
     count = channels // (rows * columns)
-    codes = values.clamp_(0, peak).to(torch.uint8).permute(0, 2, 3, 1).reshape(-1)
+    flat = codes.permute(0, 2, 3, 1).reshape(-1)
     if columns in _RUNS:
         # The columns of a cell lie side by side: as one wide integer they cost one move, not one each.
-        cells = codes.view(_RUNS[columns]).view(n, h, w, count, rows, 1)
+        cells = flat.view(_RUNS[columns]).view(n, h, w, count, rows, 1)
     else:
-        cells = codes.view(n, h, w, count, rows, columns)
+        cells = flat.view(n, h, w, count, rows, columns)
     image = cells.permute(0, 3, 1, 4, 2, 5).reshape(-1).view(torch.uint8).view(n, count, h * rows, w * columns)
     planes.copy_(image[:, :, : planes.shape[2], : planes.shape[3]])
 

@@ -28,11 +28,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tasks.errors import FrameError, ModelError, SettingsError
-from tasks.media.changes import Change, ChangeFinder, cut_out, paste
+from tasks.media.changes import Box, Change, ChangeFinder, cut_out, paste
 from tasks.media.colour import PlanesToRgb, RgbToPlanes
 from tasks.media.pixels import PictureFormat
 from tasks.models import swin
 from tasks.models.backends import Backend, choose_backend, make_backend
+from tasks.models.backends.torch_network import all_finite
 from tasks.models.cards import ModelCard, all_cards
 from tasks.models.hardware import (
     PRECISIONS,
@@ -347,7 +348,7 @@ class Engine:
 
         def convert(rgb: Tensor, precision: str) -> tuple[Tensor, Tensor]:
             image, finite = self._enlarge(rgb.permute(0, 3, 1, 2).float() / 255, precision)
-            return (self._image(image).permute(0, 2, 3, 1) * 255).round_().to(torch.uint8), finite
+            return (image.permute(0, 2, 3, 1) * 255).round_().to(torch.uint8), finite
 
         with self._lock, self._settings():
             for i in range(n):
@@ -476,57 +477,88 @@ class Engine:
         enlarged = source.resized(scale * source.width, scale * source.height)
         if picture is not None and picture != self.source:
             target = target.resized(enlarged.width, enlarged.height)
-        output, finite = self._enlarge(self._to_rgb(frames, source).clamp_(0, 1), precision)
+        rgb = self._to_rgb(frames, source).clamp_(0, 1)
         is_enlarged = (target.width, target.height) == (enlarged.width, enlarged.height)
         if self.card.architecture == "srvgg" and is_enlarged and self._to_planes.takes_phases(scale):
-            return self._to_planes.from_phases(output, scale, target), finite
-        image = self._image(output)
+            luma, chroma, finite = self._codes(rgb, precision)
+            return self._to_planes.put_together(luma, chroma, scale, target), finite
+        image, finite = self._enlarge(rgb, precision)
         if not is_enlarged:
             wanted = (target.height, target.width)
             image = F.interpolate(image, wanted, mode="bicubic", antialias=True, align_corners=False).clamp_(0, 1)
         return self._to_planes(image, target), finite
 
+    def _codes(self, rgb: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Float32 RGB in 0..1 through the network and on to code values: see `Backend.codes`."""
+        network, scale = self._network(precision), self.card.scale
+        x, (down, across) = rgb.to(PRECISIONS[precision]), self._to_planes.edge_gains(scale, *rgb.shape[2:])
+
+        def run(rows: slice, columns: slice) -> tuple[Tensor, ...]:
+            return network.codes(x[:, :, rows, columns], (down[:, :, rows], across[:, :, :, columns]))
+
+        kernels = self._to_planes.kernels(scale)
+        overlap = self._overlap + max(kernels.rows.shape[2], kernels.columns.shape[3]) // 2
+        luma, chroma, finite = self._tiled(run, x.shape[2:], 1, overlap)
+        return luma, chroma, finite
+
     def _enlarge(self, rgb: Tensor, precision: str) -> tuple[Tensor, Tensor]:
         """Float32 RGB in 0..1 through the network.
 
         Returns:
-            float32 in 0..1 as `_image` takes it, and bool `[n]`: whether all of it was finite.
+            Float32 `[n, 3, H, W]` in 0..1, and bool `[n]`: whether all of it was finite.
         """
         h, w = rgb.shape[2:]
-        rgb = _pad_to_multiple(rgb, self.card.size_multiple)
-        output = self._tiled(rgb.to(PRECISIONS[precision]), self._network(precision))
-        # A sum is finite only if every value is (and none is so large that it would be wrong anyway).
-        finite = torch.isfinite(output.sum(dim=(1, 2, 3), dtype=torch.float32))
-        if self.card.architecture != "srvgg":
-            output = output[:, :, : h * self.card.scale, : w * self.card.scale]
-        return output.float().clamp_(0, 1), finite
+        is_srvgg, scale = self.card.architecture == "srvgg", self.card.scale
+        network = self._network(precision)
+        x = _pad_to_multiple(rgb, self.card.size_multiple).to(PRECISIONS[precision])
 
-    def _image(self, output: Tensor) -> Tensor:
-        """What the network gave as float32 `[n, 3, H, W]`."""
-        return F.pixel_shuffle(output, self.card.scale) if self.card.architecture == "srvgg" else output
+        def run(rows: slice, columns: slice) -> tuple[Tensor, ...]:
+            output = network.run(x[:, :, rows, columns])
+            return output, all_finite(output)
 
-    def _tiled(self, x: Tensor, network: Backend) -> Tensor:
-        """Run the network whole or in tiles; an `srvgg` network without its pixel shuffle."""
+        output, finite = self._tiled(run, x.shape[2:], 1 if is_srvgg else scale, self._overlap)
+        image = F.pixel_shuffle(output, scale) if is_srvgg else output[:, :, : h * scale, : w * scale]
+        return image.float().clamp_(0, 1), finite
+
+    def _tiled(
+        self, run: Callable[[slice, slice], tuple[Tensor, ...]], size: Sequence[int], scale: int, overlap: int
+    ) -> tuple[Tensor, ...]:
+        """What `run` gives for a whole image, in tiles if it is larger than one.
+
+        Args:
+            run: Of rows and columns, pictures `[n, channels, rows * scale, columns * scale]` that it may overwrite in
+                the next call, and at last whether they are finite, `[n]`.
+            size: Rows and columns of the image.
+            scale: Of the pictures.
+            overlap: Pixels around a tile that its pictures depend on.
+        """
+        h, w = size
         tile = self._tile  # Another thread may find that memory does not suffice.
-        n, _, h, w = x.shape
         if tile is None or (h <= tile and w <= tile):
-            return network.run(x)
-        srvgg = self.card.architecture == "srvgg"
-        scale = 1 if srvgg else self.card.scale
-        channels = 3 * self.card.scale**2 if srvgg else 3
-        size = (n, channels, h * scale, w * scale)
-        # In the order in which a network gives its values: what comes after it adds in an order that depends on it.
-        result = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+            return run(slice(0, h), slice(0, w))
+        whole: list[Tensor] = []
+        finite: Tensor | None = None
         step = tile + -tile % self.card.size_multiple
         for top in range(0, h, step):
             for left in range(0, w, step):
-                bottom, right = min(h, top + step), min(w, left + step)
-                y, x0 = max(0, top - self._overlap), max(0, left - self._overlap)
-                part = network.run(x[:, :, y : bottom + self._overlap, x0 : right + self._overlap])
-                rows = slice((top - y) * scale, (bottom - y) * scale)
-                columns = slice((left - x0) * scale, (right - x0) * scale)
-                result[:, :, top * scale : bottom * scale, left * scale : right * scale] = part[:, :, rows, columns]
-        return result
+                kept = Box(top, left, min(h, top + step), min(w, left + step))
+                needed = kept.grown(overlap, w, h)
+                *parts, is_finite = run(slice(needed.top, needed.bottom), slice(needed.left, needed.right))
+                finite = is_finite if finite is None else finite & is_finite
+                if not whole:
+                    shapes = [(*part.shape[:2], h * scale, w * scale) for part in parts]
+                    # In memory as networks give it, channels side by side.
+                    whole = [
+                        torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=torch.channels_last)
+                        for shape, part in zip(shapes, parts, strict=True)
+                    ]
+                place, inside = kept.scaled(scale), kept.within(needed).scaled(scale)
+                for picture, part in zip(whole, parts, strict=True):
+                    picture[:, :, place.top : place.bottom, place.left : place.right] = part[
+                        :, :, inside.top : inside.bottom, inside.left : inside.right
+                    ]
+        assert finite is not None
+        return *whole, finite
 
     def _until_finite(
         self, frames: Tensor, convert: Callable[[Tensor, str], tuple[Tensor, Tensor]], first_frame: int
@@ -653,6 +685,7 @@ class Engine:
                 PRECISIONS[precision],
                 threads=self._threads or 1,
                 streams=self._batch,
+                to_planes=self._to_planes,
                 quantised=self._quantised if precision == "int8" else None,
             )
         return self._networks[precision]

@@ -36,8 +36,8 @@ def test_a_sample_is_found_in_its_block(place: tuple[int, int, int], luma: tuple
     (change,) = ChangeFinder(PICTURE, 8).changes(*changed(place)) or []
     top, left = luma[0] // BLOCK * BLOCK, luma[1] // BLOCK * BLOCK
     assert change.changed == Box(top, left, min(101, top + BLOCK), min(150, left + BLOCK))
-    assert change.affected == change.changed.grown(8, PICTURE)
-    assert change.needed == change.changed.grown(16, PICTURE)
+    assert change.affected == change.changed.grown(8, 150, 101)
+    assert change.needed == change.changed.grown(16, 150, 101)
     assert change.needed.top % 2 == change.needed.left % 2 == 0
 
 

@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 
 from tasks.errors import SettingsError
+from tasks.media.colour import RgbToPlanes
 from tasks.models import networks
-from tasks.models.backends import BACKENDS, choose_backend, make_backend
-from tasks.models.cards import find_model
+from tasks.models.backends import BACKENDS, Backend, choose_backend, make_backend
+from tasks.models.cards import ModelCard, find_model
 from tasks.models.state import load_state
 from tests.models.conftest import MakeModel
+from tests.models.samples import picture_format
 
 CPU = torch.device("cpu")
 COMPACT = find_model("compact-x2")
@@ -41,16 +43,53 @@ def test_a_backend_computes_the_official_network(
     official = networks.build(card)
     official.load_state_dict(load_state(card))
     x = torch.rand(2, 3, *(card.size_multiple * side for side in size), generator=torch.Generator().manual_seed(1))
-    network = make_backend(backend, card, load_state(card), CPU, torch.float32, threads=2, streams=2)
+    network = backend_of(backend, card, load_state(card), size)
     with torch.inference_mode():
         result = network.run(x)
-        assert result.is_contiguous(memory_format=torch.channels_last)
         if card.architecture == "srvgg":
             result = F.pixel_shuffle(result, card.scale)
         expected = official(x)
     assert network.name == backend
     assert result.shape == expected.shape
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+
+
+def backend_of(name: str, card: ModelCard, state: dict[str, torch.Tensor], size: tuple[int, int]) -> Backend:
+    to_planes = RgbToPlanes(picture_format(card.scale * size[1], card.scale * size[0]))
+    return make_backend(name, card, state, CPU, torch.float32, threads=2, streams=2, to_planes=to_planes)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (17, 40)])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", ["srvgg-x2", "srvgg-x4"])
+def test_a_backend_goes_on_to_code_values(
+    shape: str, backend: str, size: tuple[int, int], make_model: MakeModel
+) -> None:
+    card = make_model(**SHAPES[shape], gain=1.5)
+    network = backend_of(backend, card, load_state(card), size)
+    x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    picture = picture_format(card.scale * size[1], card.scale * size[0])
+    to_planes = RgbToPlanes(picture)
+    with torch.inference_mode():
+        luma, chroma, finite = network.codes(x, to_planes.edge_gains(card.scale, *size))
+        planes = to_planes.put_together(luma, chroma, card.scale)
+        expected = to_planes(F.pixel_shuffle(network.run(x), card.scale).clamp(0, 1))
+    assert finite.tolist() == [True, True]
+    difference = (planes.int() - expected.int()).abs()
+    assert difference.max() <= 1
+    assert (difference > 0).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_values_that_are_not_finite_are_noticed(backend: str, bad: float, make_model: MakeModel) -> None:
+    card = make_model(**SHAPES["srvgg-x2"])
+    state = load_state(card)
+    state["body.10.bias"][3] = bad
+    network = backend_of(backend, card, state, (8, 9))
+    gains = RgbToPlanes(picture_format(18, 16)).edge_gains(2, 8, 9)
+    with torch.inference_mode():
+        assert network.codes(torch.rand(1, 3, 8, 9), gains)[2].tolist() == [False]
 
 
 def test_openvino_on_a_cpu_and_torch_on_a_gpu() -> None:

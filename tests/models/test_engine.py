@@ -247,13 +247,16 @@ def test_small_differences_are_left_out_if_asked(srvgg_x2: ModelCard, backend: s
 
 def before_each_run(act: Callable[[Tensor], None], patch: pytest.MonkeyPatch) -> None:
     """Call `act` with what a network is given, each time."""
-    for network in (TorchNetwork, OpenVinoNetwork):
 
-        def run(self: Any, x: Tensor, then: Callable[..., Tensor] = network.run) -> Tensor:
+    def acting(then: Callable[..., Any]) -> Callable[..., Any]:
+        def run(self: Any, x: Tensor, *more: Any) -> Any:
             act(x)
-            return then(self, x)
+            return then(self, x, *more)
 
-        patch.setattr(network, "run", run)
+        return run
+
+    for network, method in ((TorchNetwork, "run"), (OpenVinoNetwork, "run"), (OpenVinoNetwork, "codes")):
+        patch.setattr(network, method, acting(getattr(network, method)))
 
 
 def out_of_memory_above(pixels: int, error: BaseException, patch: pytest.MonkeyPatch) -> None:

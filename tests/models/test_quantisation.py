@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from tasks.errors import ModelError
+from tasks.media.colour import RgbToPlanes
 from tasks.models.backends.openvino_network import OpenVinoNetwork, activation_extremes, activations
 from tasks.models.cards import ModelCard
 from tasks.models.quantisation import LARGEST_WEIGHT, LEVELS, Quantised, quantise, round_weights, second_moments
 from tasks.models.state import load_state
+from tests.models.samples import picture_format
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -82,9 +84,10 @@ def test_what_is_saved_computes_the_same(srvgg_x2: ModelCard, tmp_path: Path) ->
     quantised = quantise(srvgg_x2, state, [image], threads=1)
     quantised.save(tmp_path / "bytes.safetensors")
     read = Quantised.load(tmp_path / "bytes.safetensors")
-    results = [OpenVinoNetwork(srvgg_x2, state, 1, 1, each).run(image) for each in (quantised, read)]
+    to_planes = RgbToPlanes(picture_format(100, 80))
+    results = [OpenVinoNetwork(srvgg_x2, state, 1, 1, to_planes, each).run(image) for each in (quantised, read)]
     torch.testing.assert_close(*results, rtol=0, atol=0)
-    assert not torch.equal(results[0], OpenVinoNetwork(srvgg_x2, state, 1, 1).run(image))
+    assert not torch.equal(results[0], OpenVinoNetwork(srvgg_x2, state, 1, 1, to_planes).run(image))
 
 
 def test_a_damaged_file(tmp_path: Path) -> None:

@@ -325,10 +325,12 @@ import re, sys, torch
 from pathlib import Path
 from tasks.models import networks
 from tasks.models.backends.torch_network import TorchNetwork
-from tests.models.samples import blank_card
+from tasks.media.colour import RgbToPlanes
+from tests.models.samples import blank_card, picture_format
 torch.set_num_threads(1)
 card = blank_card(**eval(sys.argv[1]))
-network = TorchNetwork(card, networks.build(card).state_dict(), torch.device("cpu"), torch.float32)
+to_planes = RgbToPlanes(picture_format(16, 16))
+network = TorchNetwork(card, networks.build(card).state_dict(), torch.device("cpu"), torch.float32, to_planes)
 def peak(side):
     with torch.inference_mode():
         network.run(torch.rand(1, 3, side, side))

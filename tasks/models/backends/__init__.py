@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from tasks.media.colour import RgbToPlanes
     from tasks.models.quantisation import Quantised
 
 #: What a backend may be, besides `auto`.
@@ -40,8 +41,20 @@ class Backend(Protocol):
 
         Returns:
             For `srvgg` the result before the pixel shuffle, `[n, 3 * scale**2, h, w]`, else `[n, 3, h * scale,
-            w * scale]`; not clamped; the channels of a pixel side by side in memory. Valid until the next call in the
-            same thread.
+            w * scale]`; not clamped. Valid until the next call in the same thread.
+        """
+        ...
+
+    def codes(self, x: Tensor, gains: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Run an `srvgg` network and make code values of the target of its result.
+
+        Args:
+            x: As for `run`.
+            gains: See `RgbToPlanes.codes`.
+
+        Returns:
+            What `RgbToPlanes.codes` gives, and bool `[n]`: whether all that the network gave was finite. Valid until
+            the next call in the same thread.
         """
         ...
 
@@ -84,6 +97,7 @@ def make_backend(
     *,
     threads: int,
     streams: int,
+    to_planes: RgbToPlanes,
     quantised: Quantised | None = None,
 ) -> Backend:
     """Build the network of `card` with its weights.
@@ -96,12 +110,13 @@ def make_backend(
         dtype: In which precision.
         threads: CPU threads to use.
         streams: Calls of `run` that come at the same time, on a CPU.
+        to_planes: What makes code values of its result.
         quantised: The network in bytes, to run instead; `openvino` and `srvgg` only.
     """
     if name == "openvino":
         from tasks.models.backends.openvino_network import OpenVinoNetwork
 
-        return OpenVinoNetwork(card, state, threads, streams, quantised)
+        return OpenVinoNetwork(card, state, threads, streams, to_planes, quantised)
     from tasks.models.backends.torch_network import TorchNetwork
 
-    return TorchNetwork(card, state, device, dtype)
+    return TorchNetwork(card, state, device, dtype, to_planes)

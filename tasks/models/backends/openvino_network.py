@@ -17,6 +17,7 @@ import torch
 from openvino import opset13 as ops
 from torch import Tensor
 
+from tasks.media.colour import PhaseKernels, RgbToPlanes
 from tasks.models.cards import ModelCard
 from tasks.models.quantisation import LARGEST_WEIGHT, LEVELS, Quantised
 
@@ -35,24 +36,62 @@ class OpenVinoNetwork:
         state: Its weights.
         threads: Threads for all streams together.
         streams: Calls of `run` that are computed side by side, each by its share of the threads.
+        to_planes: What makes code values of its result.
         quantised: An `srvgg` network in bytes, to run instead.
     """
 
     name = "openvino"
 
     def __init__(
-        self, card: ModelCard, state: Weights, threads: int, streams: int, quantised: Quantised | None = None
+        self,
+        card: ModelCard,
+        state: Weights,
+        threads: int,
+        streams: int,
+        to_planes: RgbToPlanes,
+        quantised: Quantised | None = None,
     ) -> None:
-        model = srvgg(card, state, quantised) if card.architecture == "srvgg" else rrdb(card, state)
-        self._compiled = _compile(model, threads, streams)
-        self._local = threading.local()
+        self._card, self._state, self._quantised, self._to_planes = card, state, quantised, to_planes
+        self._threads, self._streams = threads, streams
+        self._compiling = threading.Lock()
+        self._compiled: dict[bool, Any] = {}
+        self._requests = threading.local()
 
     def run(self, x: Tensor) -> Tensor:
         """See `Backend.run`."""
-        if not hasattr(self._local, "request"):
-            self._local.request = self._compiled.create_infer_request()
-        results = self._local.request.infer([x.contiguous().numpy()], share_inputs=True, share_outputs=True)
-        return torch.from_numpy(results[0]).permute(0, 3, 1, 2)
+        return torch.from_numpy(self._request(in_codes=False).infer([_array(x)], **_SHARED)[0])
+
+    def codes(self, x: Tensor, gains: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Backend.codes`."""
+        results = self._request(in_codes=True).infer([_array(x), *map(_array, gains)], **_SHARED)
+        luma, chroma = (torch.from_numpy(results[i]).permute(0, 3, 1, 2) for i in range(2))
+        # What goes into the last layer of a network in bytes is bounded.
+        sums = torch.from_numpy(results[2]) if self._quantised is None else torch.zeros(len(x))
+        return luma, chroma, torch.isfinite(sums)
+
+    def _request(self, in_codes: bool) -> Any:
+        """That of this thread; graphs are compiled when first needed."""
+        requests: dict[bool, Any] = self._requests.__dict__.setdefault("by_kind", {})
+        if in_codes not in requests:
+            with self._compiling:
+                if in_codes not in self._compiled:
+                    self._compiled[in_codes] = _compile(self._model(in_codes), self._threads, self._streams)
+            requests[in_codes] = self._compiled[in_codes].create_infer_request()
+        return requests[in_codes]
+
+    def _model(self, in_codes: bool) -> openvino.Model:
+        if self._card.architecture == "rrdb":
+            return rrdb(self._card, self._state)
+        kernels = self._to_planes.kernels(self._card.scale) if in_codes else None
+        return srvgg(self._card, self._state, self._quantised, kernels)
+
+
+#: Inputs are read where they are, and results stay where they were written.
+_SHARED: dict[str, Any] = {"share_inputs": True, "share_outputs": True}
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.contiguous().numpy()
 
 
 def activation_extremes(card: ModelCard, state: Weights, images: Iterable[Tensor], threads: int) -> Tensor:
@@ -110,14 +149,17 @@ def srvgg(
     card: ModelCard,
     state: Weights,
     quantised: Quantised | None = None,
+    kernels: PhaseKernels | None = None,
     watch: Callable[[Node], list[Node]] | None = None,
 ) -> openvino.Model:
-    """An SRVGGNetCompact without its pixel shuffle, results `[n, h, w, channels]`.
+    """An SRVGGNetCompact without its pixel shuffle.
 
     Args:
         card: The model.
         state: Its weights.
         quantised: The same in bytes, to use instead.
+        kernels: Go on to code values: luma and chroma `[n, h, w, channels]`, and the sum of what the network gave
+            unless it is in bytes. Further inputs are the gains at the edges.
         watch: Makes further outputs from each activation.
     """
     image = ops.parameter([-1, 3, -1, -1], np.float32)
@@ -133,13 +175,35 @@ def srvgg(
             if quantised is not None:
                 bounds = [np.full((1, 1, 1, 1), bound, np.float32) for bound in quantised.bounds[layer]]
                 value = ops.fake_quantize(value, *bounds, *bounds, LEVELS)
-    cell = card.scale**2
-    nearest = ops.gather(image, np.repeat(np.arange(3), cell), np.int64(1))
-    return openvino.Model([_channels_last(ops.add(value, nearest)), *watched], [image])
+    # The image enlarged by repeating pixels; as a convolution, because the layer before can add what that gives.
+    repeat = torch.eye(3).repeat_interleave(card.scale**2, dim=0).reshape(-1, 3, 1, 1)
+    value = ops.add(value, _plain_convolution(image, repeat))
+    if kernels is None:
+        return openvino.Model([value, *watched], [image])
+    outputs = [] if quantised is not None else [ops.reduce_sum(value, np.array([1, 2, 3]))]
+    codes, gains = _codes(ops.clamp(value, 0.0, 1.0), kernels)
+    return openvino.Model([*codes, *outputs], [image, *gains])
+
+
+def _codes(image: Node, kernels: PhaseKernels) -> tuple[list[Node], list[Node]]:
+    """Luma and chroma as `RgbToPlanes.codes` computes them, `[n, h, w, channels]`, and the inputs for the gains."""
+    luma = ops.add(_plain_convolution(image, kernels.luma), _constant(kernels.luma_bias.reshape(1, -1, 1, 1)))
+    channels = kernels.chroma_bias.shape[1]
+    gains = [ops.parameter(shape, np.float32) for shape in ([1, channels, -1, 1], [1, channels, 1, -1])]
+    chroma = _plain_convolution(_plain_convolution(image, kernels.rows), kernels.columns)
+    for gain in gains:
+        chroma = ops.multiply(chroma, gain)
+    chroma = ops.add(chroma, _constant(kernels.chroma_bias))
+    return [_bytes_side_by_side(plane, kernels.peak) for plane in (luma, chroma)], gains
+
+
+def _bytes_side_by_side(value: Node, peak: int) -> Node:
+    codes = ops.convert(ops.clamp(value, 0.0, float(peak)), np.uint8)
+    return ops.transpose(codes, np.array([0, 2, 3, 1]))
 
 
 def rrdb(card: ModelCard, state: Weights) -> openvino.Model:
-    """An RRDBNet, results `[n, h, w, channels]`."""
+    """An RRDBNet."""
     image = ops.parameter([-1, 3, -1, -1], np.float32)
     value: Node = image
     if card.size_multiple > 1:
@@ -154,7 +218,7 @@ def rrdb(card: ModelCard, state: Weights) -> openvino.Model:
     for layer in ("conv_up1", "conv_up2"):
         value = _leaky(_convolution(_twice_as_large(value), state, layer))
     value = _leaky(_convolution(value, state, "conv_hr"))
-    return openvino.Model([_channels_last(_convolution(value, state, "conv_last"))], [image])
+    return openvino.Model([_convolution(value, state, "conv_last")], [image])
 
 
 def _dense_block(value: Node, state: Weights, name: str) -> Node:
@@ -201,9 +265,10 @@ def _convolution(value: Node, state: Weights, name: str) -> Node:
     return ops.add(result, _constant(bias.reshape(1, -1, 1, 1)))
 
 
-def _channels_last(value: Node) -> Node:
-    """As what comes after wants it; the order of the channels of the last layer has to be changed anyway."""
-    return ops.transpose(value, np.array([0, 2, 3, 1]))
+def _plain_convolution(value: Node, kernel: Tensor) -> Node:
+    """A convolution in floats that keeps the size, without bias."""
+    pads = [side // 2 for side in kernel.shape[2:]]
+    return ops.convolution(value, _constant(kernel), [1, 1], pads, pads, [1, 1])
 
 
 def _constant(tensor: Tensor) -> Node:

@@ -8,6 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from tasks.media.colour import RgbToPlanes
 from tasks.models import networks
 from tasks.models.cards import ModelCard
 
@@ -26,13 +27,22 @@ class TorchNetwork:
         state: Its weights.
         device: Where it runs.
         dtype: In which precision.
+        to_planes: What makes code values of its result.
     """
 
     name = "torch"
 
-    def __init__(self, card: ModelCard, state: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        card: ModelCard,
+        state: Mapping[str, Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+        to_planes: RgbToPlanes,
+    ) -> None:
         self.card = card
         self.device = device
+        self._to_planes = to_planes
         network = networks.build(card)
         network.load_state_dict(state)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -42,8 +52,21 @@ class TorchNetwork:
         """See `Backend.run`."""
         x = x.contiguous(memory_format=torch.channels_last)
         if self.card.architecture != "srvgg":
-            return self._network(x).contiguous(memory_format=torch.channels_last)
+            return self._network(x)
         row_bytes = x.shape[0] * x.shape[3] * self.card.num_feat * x.element_size()
         large = self.device.type == "cpu" and row_bytes * x.shape[2] > _WHOLE_BYTES
         rows = max(8, _STRIP_BYTES // row_bytes) if large else None
         return networks.low_resolution_output(self._network, x, rows)
+
+    def codes(self, x: Tensor, gains: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Backend.codes`."""
+        phases = self.run(x)
+        finite = all_finite(phases)
+        luma, chroma = self._to_planes.codes(phases.float().clamp_(0, 1), self.card.scale, gains)
+        return luma, chroma, finite
+
+
+def all_finite(values: Tensor) -> Tensor:
+    """For each `[n]` of `[n, c, h, w]`, whether all values are finite."""
+    # A sum is finite only if every value is (and none is so large that it would be wrong anyway).
+    return torch.isfinite(values.sum(dim=(1, 2, 3), dtype=torch.float32))
