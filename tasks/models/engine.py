@@ -130,8 +130,8 @@ class Engine:
         batch: Frames per pass on a GPU, frames side by side on a CPU with OpenVINO; `None` to choose by frame size and
             free memory.
         reuse: Keep what the frame before gave where nothing within reach of the network has changed; the result is the
-            same bit for bit. Parts of frames are kept on a CPU, by `srvgg` networks whose result is not resized; whole
-            frames always.
+            same bit for bit. Parts of frames are kept on a CPU, by `srvgg` networks whose scale is a multiple of the
+            one asked for; whole frames always.
         tolerance: Code values by which a sample may differ from the one it was last computed from and still count as
             unchanged. Above 0 the result is no longer the same, and depends on where chunks begin.
         autotune: Let cuDNN time its algorithms; results may then differ by one code value between processes.
@@ -218,18 +218,26 @@ class Engine:
         return pool
 
     @cached_property
+    def _part_scale(self) -> int | None:
+        """Scale of parts of frames that are computed by themselves; `None` if only whole frames are.
+
+        Resizing gives a part what it gives the whole, bit for bit, if it is by a whole number: then a pixel's place
+        among those it is made from is the same everywhere.
+        """
+        scale = self.target.width // self.source.width
+        sizes = (scale * self.source.width, scale * self.source.height)
+        possible = self.card.architecture == "srvgg" and sizes == (self.target.width, self.target.height)
+        return scale if possible and self.card.scale % scale == 0 and self.device.type == "cpu" else None
+
+    @cached_property
     def _reach(self) -> int:
         """How far a changed sample of the source can be from a sample of the result that it changes, in pixels."""
         from_chroma = 5  # Two chroma samples on, from the near end of the own one to the far end of the other.
-        to_chroma = math.ceil(5 / self.card.scale) + 1
-        reach = self.card.receptive_field + from_chroma + to_chroma
+        scale = self._part_scale or self.card.scale
+        shrinking = math.ceil(2 / scale) + 1 if scale < self.card.scale else 0  # A cubic, two pixels of the result.
+        to_chroma = math.ceil(5 / scale) + 1
+        reach = self.card.receptive_field + from_chroma + shrinking + to_chroma
         return reach + reach % 2
-
-    @property
-    def _keeps_parts(self) -> bool:
-        enlarged = (self.card.scale * self.source.width, self.card.scale * self.source.height)
-        whole = self.card.architecture != "srvgg" or enlarged != (self.target.width, self.target.height)
-        return self._reuse and self.device.type == "cpu" and not whole
 
     @property
     def tile(self) -> int | None:
@@ -391,7 +399,7 @@ class Engine:
         changes = None
         if known is not None and self._reuse:
             changes = self._finder.changes(frame, known)
-            if changes and not self._keeps_parts:
+            if changes and self._part_scale is None:
                 changes = None
         pixels = self.source.width * self.source.height
         computed = pixels if changes is None else sum(change.needed.area for change in changes)
@@ -420,9 +428,9 @@ class Engine:
         assert before is not None
         if not parts:
             return before
-        result, scale = before.copy(), self.card.scale
+        result, scale = before.copy(), self._part_scale
         for change, future in parts:
-            assert change is not None
+            assert change is not None and scale is not None
             columns, rows = change.needed.size
             inside = change.affected.within(change.needed).scaled(scale)
             part_picture = self.target.resized(scale * columns, scale * rows)
@@ -474,11 +482,11 @@ class Engine:
         With a `picture`, frames are parts of the source in that format, and results parts of the target.
         """
         source, target, scale = picture or self.source, self.target, self.card.scale
-        enlarged = source.resized(scale * source.width, scale * source.height)
-        if picture is not None and picture != self.source:
-            target = target.resized(enlarged.width, enlarged.height)
+        if source != self.source:
+            assert self._part_scale is not None
+            target = target.resized(self._part_scale * source.width, self._part_scale * source.height)
         rgb = self._to_rgb(frames, source).clamp_(0, 1)
-        is_enlarged = (target.width, target.height) == (enlarged.width, enlarged.height)
+        is_enlarged = (target.width, target.height) == (scale * source.width, scale * source.height)
         if self.card.architecture == "srvgg" and is_enlarged and self._to_planes.takes_phases(scale):
             luma, chroma, finite = self._codes(rgb, precision)
             return self._to_planes.put_together(luma, chroma, scale, target), finite
