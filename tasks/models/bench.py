@@ -2,9 +2,7 @@
 
 Every contender has a process of its own, so that neither's settings (memory allocation, threads, cuDNN) touch the
 other. They take turns, a short round each, and medians are compared: machines drift, and a turn of one is next to a
-turn of the other. `RealESRGANer` has a new process for each turn: by chance of where its memory comes to lie, one is up
-to twice as fast as the next. The yardstick is the fastest matrix product that torch does on the same device in the same
-process.
+turn of the other. The yardstick is the fastest matrix product that torch does on the same device in the same process.
 """
 
 from __future__ import annotations
@@ -203,16 +201,16 @@ def measure(
         SettingsError: The engine cannot do what is asked.
     """
     name = str(model.path or model.name) if isinstance(model, ModelCard) else model
-    engine = Contender(prepare_engine, {"model": name, "size": size, "options": options or {}})
-    others = []
+    contenders = [Contender(prepare_engine, {"model": name, "size": size, "options": options or {}})]
+    if reference:
+        device = contenders[0].facts["device_type"]
+        contenders.append(Contender(prepare_reference, {"model": name, "size": size, "device": device}))
     for _ in range(turns):
-        engine.turn(seconds)
-        if reference:
-            settings = {"model": name, "size": size, "device": engine.facts["device_type"]}
-            others.append(Contender(prepare_reference, settings))
-            others[-1].turn(seconds)
-            others[-1].end()
-    engine.end()
+        for contender in contenders:
+            contender.turn(seconds)
+    for contender in contenders:
+        contender.end()
+    engine = contenders[0]
     facts, rate = engine.facts, median(engine.rates)
     flops = rate * facts.pop("flop_per_frame")
     peak = facts.pop("matmul_peak")
@@ -225,10 +223,10 @@ def measure(
         "share_of_peak": flops / peak,
     }
     if reference:
-        rates = [other.rates[0] for other in others]
-        result["reference_fps"] = median(rates)
-        result["reference_peak_memory_bytes"] = max(other.facts["peak_memory_bytes"] for other in others)
-        result["ratio"] = median(ours / theirs for ours, theirs in zip(engine.rates, rates, strict=True))
+        pairs = zip(engine.rates, contenders[1].rates, strict=True)
+        result["reference_fps"] = median(contenders[1].rates)
+        result["reference_peak_memory_bytes"] = contenders[1].facts["peak_memory_bytes"]
+        result["ratio"] = median(ours / theirs for ours, theirs in pairs)
     return result
 
 
