@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 DOCS = Path(__file__).parent
 
 #: Colours that stay apart for colour-blind readers (Okabe and Ito, 2008).
-COLOURS = {"RealESRGANer": "#999999", "fp32": "#0072b2", "int8": "#e69f00"}
+COLOURS = {"RealESRGANer": "#999999", "fp32": "#0072b2", "bf16": "#009e73", "int8": "#e69f00"}
 
 
 def case_of(result: dict[str, Any]) -> tuple[str, str]:
@@ -31,12 +31,12 @@ def case_of(result: dict[str, Any]) -> tuple[str, str]:
 def draw(results: list[dict[str, Any]]) -> None:
     """Bars of frames per second, a group for each model and size."""
     groups = [(case, list(found)) for case, found in groupby(results, case_of)]
-    figure, axes = plt.subplots(figsize=(9, 0.62 * len(groups) + 1), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 0.8 * len(groups) + 1), layout="constrained")
     for place, (_, found) in enumerate(groups):
         bars = {"RealESRGANer": found[0]["reference_fps"], **{each["precision"]: each["fps"] for each in found}}
         for row, (name, fps) in enumerate(bars.items()):
-            y = place + 0.27 * (row - 1)
-            axes.barh(y, fps, 0.25, color=COLOURS[name], label=name if place == 0 else None)
+            y = place + 0.8 / len(bars) * (row - (len(bars) - 1) / 2)
+            axes.barh(y, fps, 0.75 / len(bars), color=COLOURS[name], label=name if place == 0 else None)
             factor = "" if row == 0 else f"  ({found[row - 1]['ratio']:.1f} times)"
             axes.text(fps, y, f" {fps:.2f}{factor}", va="center", fontsize=8)
     axes.set_yticks(range(len(groups)), [f"{model}\n{size}" for (model, size), _ in groups], fontsize=8)

@@ -57,7 +57,8 @@ class UpscaleOptions(BaseModel):
         "auto",
         title="Precision",
         description="In which the model is computed. `int8` is several times faster on CPUs, and used if it keeps 45 dB"
-        " against `fp32` on frames of this video; `auto` is `fp16` on GPUs and `fp32` on CPUs.",
+        " against `fp32` on frames of this video; so is `bf16` on CPUs that compute in it. `auto` is `fp16` on GPUs and"
+        " `fp32` on CPUs.",
         json_schema_extra={"position": 11},
     )
     tolerance: int = Field(

@@ -122,8 +122,9 @@ class Engine:
         target: Frames to return. Any size up to the network's scale along each axis.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
         backend: `auto` (`openvino` on a CPU where it runs the network, else `torch`), `torch` or `openvino`.
-        precision: `auto` (`fp16` on a GPU, `fp32` on the CPU), `fp32`, `fp16` or `bf16`; `int8` on a CPU, for `srvgg`
-            networks. A frame whose result is not finite is repeated in `bf16`, then in `fp32`.
+        precision: `auto` (`fp16` on a GPU, `fp32` on the CPU), `fp32`, `fp16` on a GPU, `bf16` on a GPU or on a CPU
+            that computes in it; `int8` on a CPU, for `srvgg` networks. A frame whose result is not finite is repeated
+            in `bf16`, then in `fp32`.
         quantised: The network in bytes, for `int8`: see `calibration.calibrate`.
         threads: CPU threads, by default as many as torch takes.
         tile: Edge of a tile in input pixels, `None` to choose by free memory.
@@ -170,6 +171,8 @@ class Engine:
         self.device = find_device(device)
         self.precision = choose_precision(precision, self.device)
         self._backend = choose_backend(backend, self.device, card)
+        if self.precision == "bf16" and self.device.type == "cpu" and self._backend != "openvino":
+            raise SettingsError(f"the backend {self._backend} computes in fp32 on a CPU", "Use openvino, or fp32")
         self._quantised = quantised
         if self.precision == "int8":
             _check_int8(card, self._backend, quantised)
@@ -499,7 +502,7 @@ class Engine:
     def _codes(self, rgb: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
         """Float32 RGB in 0..1 through the network and on to code values: see `Backend.codes`."""
         network, scale = self._network(precision), self.card.scale
-        x, (down, across) = rgb.to(PRECISIONS[precision]), self._to_planes.edge_gains(scale, *rgb.shape[2:])
+        x, (down, across) = rgb.to(network.dtype), self._to_planes.edge_gains(scale, *rgb.shape[2:])
 
         def run(rows: slice, columns: slice) -> tuple[Tensor, ...]:
             return network.codes(x[:, :, rows, columns], (down[:, :, rows], across[:, :, :, columns]))
@@ -518,7 +521,7 @@ class Engine:
         h, w = rgb.shape[2:]
         is_srvgg, scale = self.card.architecture == "srvgg", self.card.scale
         network = self._network(precision)
-        x = _pad_to_multiple(rgb, self.card.size_multiple).to(PRECISIONS[precision])
+        x = _pad_to_multiple(rgb, self.card.size_multiple).to(network.dtype)
 
         def run(rows: slice, columns: slice) -> tuple[Tensor, ...]:
             output = network.run(x[:, :, rows, columns])

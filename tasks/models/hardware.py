@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import platform
+import re
 import time
 from collections.abc import Iterator
 from functools import lru_cache
@@ -53,11 +54,23 @@ def choose_precision(name: str, device: torch.device) -> str:
         return "fp32" if device.type == "cpu" else "fp16"
     if name not in PRECISIONS:
         raise SettingsError(f'There is no precision called "{name}"', f"Use auto, {', '.join(PRECISIONS)}")
-    if name in ("fp16", "bf16") and device.type == "cpu":
-        raise SettingsError(f"{name} on a CPU is slower than fp32 and less exact", "Use auto or fp32, or a GPU")
+    if name == "fp16" and device.type == "cpu":
+        raise SettingsError("fp16 on a CPU is slower than fp32 and less exact", "Use auto or bf16, or a GPU")
+    if name == "bf16" and device.type == "cpu" and not computes_in_bf16():
+        raise SettingsError(
+            "this CPU does not compute in bf16, which AMX or AVX-512 BF16 would do", "Use auto or int8, or a GPU"
+        )
     if name == "int8" and device.type != "cpu":
         raise SettingsError("int8 is for CPUs", "Use auto")
     return name
+
+
+@lru_cache(maxsize=1)
+def computes_in_bf16() -> bool:
+    """Whether this CPU has instructions for products of `bf16`; others would only imitate it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    return flags is not None and not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags[1].split())
 
 
 def is_out_of_memory(error: BaseException) -> bool:

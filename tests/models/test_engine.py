@@ -18,10 +18,11 @@ from tasks.media.changes import planes
 from tasks.media.colour import PlanesToRgb, RgbToPlanes
 from tasks.media.pixels import PictureFormat
 from tasks.models import engine as engine_module
-from tasks.models import networks, weights
+from tasks.models import hardware, networks, weights
 from tasks.models.backends import BACKENDS, torch_network
 from tasks.models.backends.openvino_network import OpenVinoNetwork
 from tasks.models.backends.torch_network import TorchNetwork
+from tasks.models.calibration import psnr
 from tasks.models.cards import ModelCard, find_model
 from tasks.models.engine import Engine
 from tasks.models.hardware import matmul_peak
@@ -349,6 +350,37 @@ def test_overflow_in_half_precision_is_repeated(make_model: MakeModel) -> None:
     half.precision = "bf16"
     np.testing.assert_array_equal(half.upscale(frames[1:])[0], result[1])
     assert set(half._networks) == {"fp32", "fp16", "bf16"}
+
+
+@pytest.mark.skipif(not hardware.computes_in_bf16(), reason="needs a CPU that computes in bf16")
+@pytest.mark.parametrize(("model", "least"), [("compact-x2", 55), ("compact-x4", 55), ("rrdb_x2", 40), ("rrdb_x4", 40)])
+def test_bf16_on_a_cpu(model: str, least: float, request: pytest.FixtureRequest) -> None:
+    card = find_model(model) if "-" in model else request.getfixturevalue(model)
+    exact, quick = (make_engine(card, (150, 131), precision=precision) for precision in ("fp32", "bf16"))
+    frames = yuv_frames(exact.source, 2)
+    result = quick.upscale(frames)
+    assert quick.description.precision == "bf16"
+    assert least < psnr(exact.upscale(frames), result) < 100
+    for options in ({"threads": 2}, {"batch": 1, "threads": 2}, {"reuse": False}):
+        np.testing.assert_array_equal(
+            make_engine(card, (150, 131), precision="bf16", **options).upscale(frames), result
+        )
+    tiled = make_engine(card, (150, 131), precision="bf16", tile=64).upscale(frames)
+    if card.architecture == "srvgg":
+        np.testing.assert_array_equal(tiled, result)
+    else:
+        assert psnr(tiled, result) > least
+
+
+def test_half_precisions_that_a_cpu_does_not_have(srvgg_x2: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="fp16 on a CPU is slower"):
+        make_engine(srvgg_x2, precision="fp16")
+    monkeypatch.setattr(hardware, "computes_in_bf16", lambda: True)
+    with pytest.raises(SettingsError, match="backend torch computes in fp32"):
+        make_engine(srvgg_x2, precision="bf16", backend="torch")
+    monkeypatch.setattr(hardware, "computes_in_bf16", lambda: False)
+    with pytest.raises(SettingsError, match="this CPU does not compute in bf16"):
+        make_engine(srvgg_x2, precision="bf16")
 
 
 @pytest.mark.parametrize("target", [(96, 72), (128, 96), (101, 75), (40, 36)])

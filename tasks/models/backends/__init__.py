@@ -32,12 +32,14 @@ class Backend(Protocol):
 
     name: str
     """A word of `BACKENDS`."""
+    dtype: torch.dtype
+    """Type of what goes in."""
 
     def run(self, x: Tensor) -> Tensor:
         """Run the network. Several threads may do so at a time on a CPU.
 
         Args:
-            x: `[n, 3, h, w]` in 0..1, in the precision and on the device of the backend.
+            x: `[n, 3, h, w]` in 0..1, of the type and on the device of the backend.
 
         Returns:
             For `srvgg` the result before the pixel shuffle, `[n, 3 * scale**2, h, w]`, else `[n, 3, h * scale,
@@ -107,16 +109,18 @@ def make_backend(
         card: The model.
         state: Its weights, on the CPU.
         device: Where it is to run.
-        dtype: In which precision.
+        dtype: In which precision; `openvino` computes in float32 or bfloat16.
         threads: CPU threads to use.
         streams: Calls of `run` that come at the same time, on a CPU.
         to_planes: What makes code values of its result.
         quantised: The network in bytes, to run instead; `openvino` and `srvgg` only.
     """
     if name == "openvino":
+        import torch
+
         from tasks.models.backends.openvino_network import OpenVinoNetwork
 
-        return OpenVinoNetwork(card, state, threads, streams, to_planes, quantised)
+        return OpenVinoNetwork(card, state, threads, streams, to_planes, quantised, in_bf16=dtype is torch.bfloat16)
     from tasks.models.backends.torch_network import TorchNetwork
 
     return TorchNetwork(card, state, device, dtype, to_planes)

@@ -18,6 +18,7 @@ from openvino import opset13 as ops
 from torch import Tensor
 
 from tasks.media.colour import PhaseKernels, RgbToPlanes
+from tasks.models.backends.torch_network import all_finite
 from tasks.models.cards import ModelCard
 from tasks.models.quantisation import LARGEST_WEIGHT, LEVELS, Quantised
 
@@ -38,9 +39,11 @@ class OpenVinoNetwork:
         streams: Calls of `run` that are computed side by side, each by its share of the threads.
         to_planes: What makes code values of its result.
         quantised: An `srvgg` network in bytes, to run instead.
+        in_bf16: Let the layers compute in `bf16`; what goes in and comes out is float32.
     """
 
     name = "openvino"
+    dtype = torch.float32
 
     def __init__(
         self,
@@ -50,7 +53,9 @@ class OpenVinoNetwork:
         streams: int,
         to_planes: RgbToPlanes,
         quantised: Quantised | None = None,
+        in_bf16: bool = False,
     ) -> None:
+        self._in_bf16 = in_bf16
         self._card, self._state, self._quantised, self._to_planes = card, state, quantised, to_planes
         self._threads, self._streams = threads, streams
         self._compiling = threading.Lock()
@@ -63,6 +68,11 @@ class OpenVinoNetwork:
 
     def codes(self, x: Tensor, gains: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """See `Backend.codes`."""
+        if self._in_bf16:
+            # In the graph colours would be computed in eight bits of precision, too.
+            phases = self.run(x)
+            finite = all_finite(phases)
+            return *self._to_planes.codes(phases.clamp_(0, 1), self._card.scale, gains), finite
         results = self._request(in_codes=True).infer([_array(x), *map(_array, gains)], **_SHARED)
         luma, chroma = (torch.from_numpy(results[i]).permute(0, 3, 1, 2) for i in range(2))
         # What goes into the last layer of a network in bytes is bounded.
@@ -75,7 +85,8 @@ class OpenVinoNetwork:
         if in_codes not in requests:
             with self._compiling:
                 if in_codes not in self._compiled:
-                    self._compiled[in_codes] = _compile(self._model(in_codes), self._threads, self._streams)
+                    model = self._model(in_codes)
+                    self._compiled[in_codes] = _compile(model, self._threads, self._streams, self._in_bf16)
             requests[in_codes] = self._compiled[in_codes].create_infer_request()
         return requests[in_codes]
 
@@ -83,7 +94,7 @@ class OpenVinoNetwork:
         if self._card.architecture == "rrdb":
             return rrdb(self._card, self._state)
         kernels = self._to_planes.kernels(self._card.scale) if in_codes else None
-        return srvgg(self._card, self._state, self._quantised, kernels)
+        return srvgg(self._card, self._state, self._quantised, kernels, in_bf16=self._in_bf16)
 
 
 #: Inputs are read where they are, and results stay where they were written.
@@ -130,15 +141,15 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def _compile(model: openvino.Model, threads: int, streams: int) -> Any:
+def _compile(model: openvino.Model, threads: int, streams: int, in_bf16: bool = False) -> Any:
     return _core().compile_model(
         model,
         "CPU",
         {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": streams,
-            # Other precisions would be chosen by processor, and the same frame differ from node to node.
-            "INFERENCE_PRECISION_HINT": "f32",
+            # Left open, it would be chosen by processor, and the same frame differ from node to node.
+            "INFERENCE_PRECISION_HINT": "bf16" if in_bf16 else "f32",
             # Decoding and encoding share the machine: which core is free is the kernel's business.
             "ENABLE_CPU_PINNING": False,
         },
@@ -151,6 +162,7 @@ def srvgg(
     quantised: Quantised | None = None,
     kernels: PhaseKernels | None = None,
     watch: Callable[[Node], list[Node]] | None = None,
+    in_bf16: bool = False,
 ) -> openvino.Model:
     """An SRVGGNetCompact without its pixel shuffle.
 
@@ -161,6 +173,7 @@ def srvgg(
         kernels: Go on to code values: luma and chroma `[n, h, w, channels]`, and the sum of what the network gave
             unless it is in bytes. Further inputs are the gains at the edges.
         watch: Makes further outputs from each activation.
+        in_bf16: Convolutions are going to be computed in `bf16`.
     """
     image = ops.parameter([-1, 3, -1, -1], np.float32)
     value: Node = image
@@ -175,9 +188,14 @@ def srvgg(
             if quantised is not None:
                 bounds = [np.full((1, 1, 1, 1), bound, np.float32) for bound in quantised.bounds[layer]]
                 value = ops.fake_quantize(value, *bounds, *bounds, LEVELS)
-    # The image enlarged by repeating pixels; as a convolution, because the layer before can add what that gives.
-    repeat = torch.eye(3).repeat_interleave(card.scale**2, dim=0).reshape(-1, 3, 1, 1)
-    value = ops.add(value, _plain_convolution(image, repeat))
+    # The image enlarged by repeating pixels: what a convolution gives, the layer before adds on its way, but in `bf16`
+    # the image itself would be rounded to eight bits.
+    cell = card.scale**2
+    if in_bf16:
+        repeated = ops.gather(image, np.repeat(np.arange(3), cell), np.int64(1))
+    else:
+        repeated = _plain_convolution(image, torch.eye(3).repeat_interleave(cell, dim=0).reshape(-1, 3, 1, 1))
+    value = ops.add(value, repeated)
     if kernels is None:
         return openvino.Model([value, *watched], [image])
     outputs = [] if quantised is not None else [ops.reduce_sum(value, np.array([1, 2, 3]))]

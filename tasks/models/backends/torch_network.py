@@ -42,6 +42,7 @@ class TorchNetwork:
     ) -> None:
         self.card = card
         self.device = device
+        self.dtype = dtype
         self._to_planes = to_planes
         network = networks.build(card)
         network.load_state_dict(state)
