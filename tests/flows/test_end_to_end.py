@@ -36,6 +36,7 @@ from infra.pools import PooledCluster, local_pools, open_pools
 from infra.prefect_server import ensure_api
 from tasks.errors import FrameError
 from tasks.models.cards import find_model
+from tasks.models.hardware import computes_in_bf16
 from tasks.models.state import load_state
 from tasks.track import Progress, observed_by
 from tests.benchmarks.memory import PeakMemory, write_slides
@@ -170,6 +171,14 @@ def test_the_command_gives_every_frame_at_its_time_and_copies_the_rest(
     assert list(destination.parent.iterdir()) == [destination]
     assert list(place.scratch.iterdir()) == []
     run.wait_for_orphans(20.0)
+
+
+@pytest.mark.skipif(not computes_in_bf16(), reason="needs a CPU that computes in bf16")
+def test_bf16(films: Path, place: Place) -> None:
+    finished = place.start(films / "film.mkv", place.result("half.mp4"), "--precision", "bf16").wait()
+    assert finished.code == 0, finished.stderr
+    assert finished.record["engine"]["precision"] == "bf16"
+    check_result(films / "film.mkv", place.result("half.mp4"), (192, 128), subtitles=False)
 
 
 def test_int8_where_it_is_good_enough(films: Path, place: Place) -> None:
