@@ -71,8 +71,8 @@ def main() -> None:
     results = json.loads((DOCS / "speed.json").read_text())["results"]
     draw(results)
     page = DOCS / "speed.md"
-    marked = re.compile(r"(<!-- table -->\n).*?(\n<!-- end -->)", re.DOTALL)
-    page.write_text(marked.sub(lambda match: match[1] + table(results) + match[2], page.read_text()))
+    marked = re.compile(r"(<!-- table -->\n).*?(<!-- end -->)", re.DOTALL)
+    page.write_text(marked.sub(lambda match: match[1] + table(results) + "\n" + match[2], page.read_text()))
 
 
 if __name__ == "__main__":
