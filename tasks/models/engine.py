@@ -380,7 +380,7 @@ class Engine:
         try:
             for index, frame in enumerate(chain.from_iterable(batches), first_frame):
                 changes = self._changes(frame, known)
-                known = frame if changes is None else self._now_known(known, frame, changes)
+                known = self._now_known(known, frame, changes)
                 pending.append(
                     [
                         (change, self._side_by_side.submit(self._upscale_on_cpu, frame, index, change))
@@ -409,17 +409,14 @@ class Engine:
         self.work = Work(self.work.given + pixels, self.work.computed + computed)
         return changes
 
-    def _now_known(self, known: np.ndarray | None, frame: np.ndarray, changes: Sequence[Change]) -> np.ndarray:
+    def _now_known(self, known: np.ndarray | None, frame: np.ndarray, changes: Sequence[Change] | None) -> np.ndarray:
         """The frame that the results so far stand for."""
-        assert known is not None
-        if not changes or not self._tolerance:
-            return known if not changes else frame
+        if known is None or changes is None or not self._tolerance:
+            return frame
         # What differs a little stays as it was, or small changes could add up unseen.
         known = known.copy()
         for change in changes:
-            part = cut_out(frame, self.source, change.changed)
-            size = self.source.resized(*change.changed.size)
-            paste(known, self.source, change.changed, part, size, change.changed.within(change.changed))
+            paste(known, self.source, change.changed, frame, self.source, change.changed)
         return known
 
     def _put_together(
@@ -447,7 +444,7 @@ class Engine:
             frame, picture = cut_out(frame, picture, change.needed), picture.resized(*change.needed.size)
         with torch.inference_mode():
             planes = torch.from_numpy(frame[None].copy())  # Of its own: the caller's may be read-only.
-            # Results of fp32 and int8 are finite wherever fp32's are, so no part is computed in another precision
+            # Results of bf16 and int8 are finite wherever fp32's are, so no part is computed in another precision
             # than the rest of its frame.
             return self._until_finite(planes, partial(self._convert, picture=picture), index)[0].numpy()
 

@@ -18,7 +18,7 @@ from openvino import opset13 as ops
 from torch import Tensor
 
 from tasks.media.colour import PhaseKernels, RgbToPlanes
-from tasks.models.backends.torch_network import all_finite
+from tasks.models.backends.torch_network import codes_of
 from tasks.models.cards import ModelCard
 from tasks.models.quantisation import LARGEST_WEIGHT, LEVELS, Quantised
 
@@ -70,9 +70,7 @@ class OpenVinoNetwork:
         """See `Backend.codes`."""
         if self._in_bf16:
             # In the graph colours would be computed in eight bits of precision, too.
-            phases = self.run(x)
-            finite = all_finite(phases)
-            return *self._to_planes.codes(phases.clamp_(0, 1), self._card.scale, gains), finite
+            return codes_of(self.run(x), self._to_planes, self._card.scale, gains)
         results = self._request(in_codes=True).infer([_array(x), *map(_array, gains)], **_SHARED)
         luma, chroma = (torch.from_numpy(results[i]).permute(0, 3, 1, 2) for i in range(2))
         # What goes into the last layer of a network in bytes is bounded.
@@ -133,7 +131,7 @@ def activations(card: ModelCard, state: Weights, images: Iterable[Tensor], threa
 
 
 def _run(compiled: Any, images: Iterable[Tensor]) -> Iterator[Any]:
-    return (compiled([image.contiguous().numpy()]) for image in images)
+    return (compiled([_array(image)]) for image in images)
 
 
 @lru_cache(maxsize=1)

@@ -61,10 +61,16 @@ class TorchNetwork:
 
     def codes(self, x: Tensor, gains: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """See `Backend.codes`."""
-        phases = self.run(x)
-        finite = all_finite(phases)
-        luma, chroma = self._to_planes.codes(phases.float().clamp_(0, 1), self.card.scale, gains)
-        return luma, chroma, finite
+        return codes_of(self.run(x), self._to_planes, self.card.scale, gains)
+
+
+def codes_of(
+    phases: Tensor, to_planes: RgbToPlanes, scale: int, gains: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `Backend.codes` gives for what `Backend.run` gave, which is overwritten."""
+    finite = all_finite(phases)
+    luma, chroma = to_planes.codes(phases.float().clamp_(0, 1), scale, gains)
+    return luma, chroma, finite
 
 
 def all_finite(values: Tensor) -> Tensor:
