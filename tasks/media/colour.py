@@ -174,7 +174,8 @@ class RgbToPlanes:
         self._sites = _sites(target.colour)
         self._device = device
         self._kernels: dict[int, PhaseKernels] = {}
-        self._edges: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+        # One axis each: parts of frames have many sizes, but few widths and heights.
+        self._gains: dict[tuple[int, int, int], Tensor] = {}
 
     def __call__(self, rgb: Tensor, picture: PictureFormat | None = None) -> Tensor:
         """Convert.
@@ -278,19 +279,22 @@ class RgbToPlanes:
 
     def edge_gains(self, scale: int, h: int, w: int) -> tuple[Tensor, Tensor]:
         """One over the sum of the taps inside: float32 `[1, 2 * samples, h, 1]` and `[1, 2 * samples, 1, w]`."""
-        key = (scale, h, w)
-        if key not in self._edges:
-            gains = []
-            for cell, site, size in zip(self._cell, reversed(self._sites), (h, w), strict=True):
-                taps = _reducing_taps(cell, site, scale).sum(2)  # [sample, tap], the pixels of a group summed
-                inside = np.pad(np.ones(size), taps.shape[1] // 2)
-                gains.append(1.0 / np.stack([np.correlate(inside, row, mode="valid") for row in taps]))
-            rows, columns = gains[0].shape[0], gains[1].shape[0]
+        return self._gains_along(0, h, scale), self._gains_along(1, w, scale)
+
+    def _gains_along(self, axis: int, size: int, scale: int) -> Tensor:
+        key = (axis, size, scale)
+        if key not in self._gains:
+            taps = _reducing_taps(self._cell[axis], self._sites[1 - axis], scale).sum(2)  # [sample, tap]
+            inside = np.pad(np.ones(size), taps.shape[1] // 2)
+            gains = 1.0 / np.stack([np.correlate(inside, row, mode="valid") for row in taps])
             # Channels of the chroma kernel are (plane, row, column).
-            gain_y = np.tile(np.repeat(gains[0], columns, axis=0), (2, 1))[None, :, :, None]
-            gain_x = np.tile(gains[1], (2 * rows, 1))[None, :, None, :]
-            self._edges[key] = (_tensor(gain_y, self._device), _tensor(gain_x, self._device))
-        return self._edges[key]
+            across = scale // self._cell[1 - axis]
+            if axis == 0:
+                gains = np.tile(np.repeat(gains, across, axis=0), (2, 1))[None, :, :, None]
+            else:
+                gains = np.tile(gains, (2 * across, 1))[None, :, None, :]
+            self._gains[key] = _tensor(gains, self._device)
+        return self._gains[key]
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int] = (0, 0)) -> Tensor:

@@ -150,6 +150,9 @@ def _compile(model: openvino.Model, threads: int, streams: int, in_bf16: bool = 
             "INFERENCE_PRECISION_HINT": "bf16" if in_bf16 else "f32",
             # Decoding and encoding share the machine: which core is free is the kernel's business.
             "ENABLE_CPU_PINNING": False,
+            # Prepared layers of each size of picture that was seen: parts of frames have hundreds, and with the default
+            # of 5000 memory grew by half a megabyte with each.
+            "CPU_RUNTIME_CACHE_CAPACITY": "500",
         },
     )
 
