@@ -113,5 +113,26 @@ class PoolError(SuperResolutionError):
     exit_code = 11
 
 
+class StoreError(SuperResolutionError):
+    """The media store cannot be reached, refuses access, or gave or kept something else than it should."""
+
+    kind = "store"
+    exit_code = 13
+
+
+class LedgerError(SuperResolutionError):
+    """The job ledger cannot be reached, or its record says that this job is somebody else's now."""
+
+    kind = "ledger"
+    exit_code = 14
+
+
+class AccessError(SuperResolutionError):
+    """There is no such job, as far as the one who asks may know."""
+
+    kind = "access"
+    exit_code = 15
+
+
 def _rebuild_frame_error(cls: type[FrameError], problem: str, remedy: str | None, frame: int | None) -> FrameError:
     return cls(problem, remedy, frame=frame)
