@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from tasks.errors import SettingsError
 
@@ -67,7 +67,7 @@ def _session_of_block(name: str) -> Any:
     from prefect_aws import AwsCredentials
 
     try:
-        block = AwsCredentials.load(name, _sync=True)  # type: ignore[call-arg]
+        block = cast(AwsCredentials, AwsCredentials.load(name))  # Typed as maybe a coroutine; not here.
     except ValueError as error:
         raise SettingsError(
             f"there is no block of type AWS Credentials called {name!r}", "Save one, or leave the name empty"
