@@ -207,7 +207,7 @@ def _upscale(arguments: argparse.Namespace) -> None:
     with show_progress(checked) as observer, _working_place(arguments.pools):
         from flows.parameters import UpscaleOptions
         from flows.upscale_video import upscale_video
-        from tasks.track import observed_by
+        from tasks.progress import observed_by
 
         timeline = str(Path(arguments.timeline).absolute()) if arguments.timeline else ""
         options = UpscaleOptions.from_request(request, pools=arguments.pools, timeline=timeline)

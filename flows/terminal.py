@@ -17,8 +17,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from tasks.progress import Progress as JobProgress
 from tasks.request import CheckedRequest
-from tasks.track import Progress as JobProgress
 
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
 

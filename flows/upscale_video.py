@@ -36,7 +36,6 @@ from flows.parameters import UpscaleOptions
 from flows.pools import cluster_of_flow_run, pools_of_flow_run, site_of_flow_run
 from flows.timeline import draw_timeline
 from infra.pools import PoolTaskRunner
-from tasks import track
 from tasks.assemble import assemble
 from tasks.calibrate import calibrate, sample
 from tasks.chunk_report import StageReport
@@ -47,6 +46,7 @@ from tasks.extract import extract
 from tasks.media.ffmpeg import FfmpegError
 from tasks.models.weights import content_hash
 from tasks.plan import Plan, own_job, plan, save_plan
+from tasks.progress import ProgressMeter, tell
 from tasks.publish import publish
 from tasks.receipt import clear_away, is_published
 from tasks.request import check_request
@@ -201,7 +201,7 @@ class _Meter:
     """Progress to whoever watches: the command line once a second, the UI every few seconds."""
 
     def __init__(self, job: Plan) -> None:
-        self._meter = track.ProgressMeter(job)
+        self._meter = ProgressMeter(job)
         # Typed as maybe a coroutine; in a flow that is not async it is the identifier.
         self._artifact = cast(UUID, create_progress_artifact(0.0, key="progress", description="Frames upscaled"))
         self._updated = time.monotonic()
@@ -213,7 +213,7 @@ class _Meter:
             return
         self._looked = time.monotonic()
         progress = self._meter.look(phase)
-        track.report(progress)
+        tell(progress)
         if time.monotonic() - self._updated >= _ARTIFACT_SECONDS or phase == "done":
             self._updated = time.monotonic()
             update_progress_artifact(self._artifact, 100.0 * progress.frames_done / progress.frames_total)
@@ -318,7 +318,7 @@ def _summarise(
     return UpscaleResult(
         status="published",
         output=str(job.request.destination_path),
-        job_id=job.job_id,
+        job_id=job.key,
         folder=str(job.folder),
         frames_in=job.frames + job.damaged_frames,
         frames_out=job.frames,

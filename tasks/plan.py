@@ -47,7 +47,8 @@ CALIBRATION_VERSION: Final = 2
 class Plan:
     """All that the tasks of one job share; `save_plan` puts it into the job's folder."""
 
-    job_id: str
+    key: str
+    """Names the folder: a hash of everything that the result depends on."""
     folder: Path
     request: UpscaleRequest
     facts: SourceFacts
@@ -128,7 +129,7 @@ class Plan:
 
     def _files_of(self, chunk: Chunk) -> tuple[Path, Path, Path]:
         times = self.table.pts[chunk.first : chunk.last + 1]
-        extract = [EXTRACT_VERSION, MAGIC.decode(), self.job_id, xxhash.xxh3_64_hexdigest(times.tobytes())]
+        extract = [EXTRACT_VERSION, MAGIC.decode(), self.key, xxhash.xxh3_64_hexdigest(times.tobytes())]
         quantised = self.quantised.name if self.quantised else None
         upscale = [*extract, UPSCALE_VERSION, self.model_hash, self.target.to_dict(), self.precision, quantised]
         upscale.append(self.request.tolerance)
@@ -181,11 +182,11 @@ def make_plan(checked: CheckedRequest, model_hash: str) -> Plan:
         request.precision,
         request.tolerance,
     ]
-    job_id = _digest(identity)[:16]
+    key = _digest(identity)[:16]
     chunks = lay_out(len(table), checked.chunk_limit(table.rate), group_frames(table.rate), request.chunk_seconds)
     return Plan(
-        job_id=job_id,
-        folder=checked.scratch / job_id,
+        key=key,
+        folder=checked.scratch / key,
         request=request,
         facts=facts,
         table=table,
@@ -208,7 +209,7 @@ def save_plan(plan: Plan) -> Path:
         old one for a job that was planned anew.
     """
     record = {
-        "job_id": plan.job_id,
+        "key": plan.key,
         "request": plan.request.to_dict(),
         "facts": plan.facts.to_dict(),
         "rate": str(plan.table.rate),
@@ -241,7 +242,7 @@ def load_plan(path: Path) -> Plan:
     facts = _facts_from_dict(record["facts"])
     carried = record["carried"]
     return Plan(
-        job_id=record["job_id"],
+        key=record["key"],
         folder=path.parent,
         request=UpscaleRequest(**record["request"]),
         facts=facts,

@@ -34,7 +34,7 @@ def publish_result(plan: Plan) -> str:
     destination = plan.request.destination_path
     check_destination(Path(plan.facts.path), destination, plan.request.overwrite)
     digest = file_digest(plan.result)
-    partial = destination.with_name(f".{destination.name}.{plan.job_id}.partial")
+    partial = destination.with_name(f".{destination.name}.{plan.key}.partial")
     try:
         _place(plan.result, partial)
         if file_digest(partial) != digest:

@@ -84,7 +84,7 @@ def test_plan_has_every_frame_of_the_source(clips: Clips, tmp_path: Path) -> Non
     plan = _plan(clips.path("rate-25-1.mp4"), tmp_path, chunk_seconds=1)
     assert plan.frames == 80
     assert [(chunk.first, chunk.last) for chunk in plan.chunks] == [(0, 24), (25, 49), (50, 74), (75, 79)]
-    assert plan.folder == tmp_path / "scratch" / plan.job_id
+    assert plan.folder == tmp_path / "scratch" / plan.key
     assert not plan.folder.exists(), "a plan alone writes nothing"
 
 
@@ -118,26 +118,26 @@ def test_the_same_command_finds_the_same_job(clips: Clips, tmp_path: Path) -> No
     again, elsewhere = tmp_path / "again.mp4", tmp_path / "elsewhere"
     again.write_bytes(source.read_bytes())
     elsewhere.mkdir()
-    job = _plan(source, tmp_path).job_id
-    assert _plan(source, tmp_path).job_id == job
-    assert _plan(again, tmp_path).job_id == job, "the content counts, not the name"
-    assert _plan(source, elsewhere).job_id == job
-    assert _plan(source, tmp_path, chunk_seconds=1).job_id == job, "chunks of another length are other files"
-    assert _plan(source, tmp_path, fresh=True).job_id == job
+    job = _plan(source, tmp_path).key
+    assert _plan(source, tmp_path).key == job
+    assert _plan(again, tmp_path).key == job, "the content counts, not the name"
+    assert _plan(source, elsewhere).key == job
+    assert _plan(source, tmp_path, chunk_seconds=1).key == job, "chunks of another length are other files"
+    assert _plan(source, tmp_path, fresh=True).key == job
 
 
 def test_whatever_changes_the_result_changes_the_job(clips: Clips, tmp_path: Path) -> None:
     source = clips.path("rate-25-1.mp4")
     jobs = [
-        _plan(source, tmp_path).job_id,
-        _plan(source, tmp_path, scale=4).job_id,
-        _plan(source, tmp_path, height=108).job_id,
-        _plan(source, tmp_path, encoder="h265").job_id,
-        _plan(source, tmp_path, precision="int8").job_id,
-        _plan(source, tmp_path, tolerance=1).job_id,
-        _plan(source, tmp_path, destination=str(tmp_path / "film.mkv")).job_id,
-        _plan(source, tmp_path, model_hash="1" * 64).job_id,
-        _plan(clips.path("rate-24-1.mp4"), tmp_path).job_id,
+        _plan(source, tmp_path).key,
+        _plan(source, tmp_path, scale=4).key,
+        _plan(source, tmp_path, height=108).key,
+        _plan(source, tmp_path, encoder="h265").key,
+        _plan(source, tmp_path, precision="int8").key,
+        _plan(source, tmp_path, tolerance=1).key,
+        _plan(source, tmp_path, destination=str(tmp_path / "film.mkv")).key,
+        _plan(source, tmp_path, model_hash="1" * 64).key,
+        _plan(clips.path("rate-24-1.mp4"), tmp_path).key,
     ]
     assert len(set(jobs)) == len(jobs)
 
@@ -188,7 +188,7 @@ def test_salvage_plans_what_decodes_and_counts_what_is_lost(clips: Clips, tmp_pa
 def test_salvage_of_a_whole_file_loses_nothing(clips: Clips, tmp_path: Path) -> None:
     plan = _plan(clips.path("rate-25-1.mp4"), tmp_path, salvage=True)
     assert (plan.frames, plan.damaged_frames) == (80, 0)
-    assert plan.job_id == _plan(clips.path("rate-25-1.mp4"), tmp_path).job_id
+    assert plan.key == _plan(clips.path("rate-25-1.mp4"), tmp_path).key
 
 
 _HOLD = """

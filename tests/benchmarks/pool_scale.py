@@ -569,7 +569,7 @@ def _shares(number: int, parts: int) -> Iterator[range]:
 
 def progress_looks(sizes: list[int]) -> list[dict[str, Any]]:
     """How long one look at the progress takes while no chunk is finished, and while half of them are."""
-    from tasks.track import ProgressMeter
+    from tasks.progress import ProgressMeter
 
     rows = []
     for size in sizes:

@@ -38,7 +38,7 @@ from tasks.errors import FrameError
 from tasks.models.cards import find_model
 from tasks.models.hardware import computes_in_bf16
 from tasks.models.state import load_state
-from tasks.track import Progress, observed_by
+from tasks.progress import Progress, observed_by
 from tests.benchmarks.memory import PeakMemory, write_slides
 from tests.flows.jobs import GROUP, PATIENCE, Place, make_film
 from tests.media.clips import run_ffmpeg

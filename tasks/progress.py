@@ -115,7 +115,7 @@ def observed_by(observer: Observer) -> Iterator[None]:
         _observer.reset(token)
 
 
-def report(progress: Progress) -> None:
+def tell(progress: Progress) -> None:
     """Tell the observer, if there is one."""
     if observer := _observer.get():
         observer(progress)

@@ -8,8 +8,8 @@ import pytest
 
 from tasks.chunks import Chunk
 from tasks.plan import Plan, make_plan
+from tasks.progress import ProgressMeter
 from tasks.request import UpscaleRequest, check_request
-from tasks.track import ProgressMeter
 from tests.media.clips import Clips, clips
 
 __all__ = ["clips"]
