@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tasks.errors import SuperResolutionError
+from tasks.home import default_home
 
 logger = logging.getLogger(__name__)
 
@@ -215,15 +216,6 @@ def ensure_api(
             travels unencrypted, so for more than a private network configure a server of your own.
     """
     return Api(home=Path(home) if home else default_home() / "prefect", ui=ui, timeout=timeout, host=host)
-
-
-def default_home() -> Path:
-    """Where this project keeps what outlives a run: `$SUPERRES_HOME`, or the user's data folder."""
-    configured = os.environ.get("SUPERRES_HOME")
-    if configured:
-        return Path(configured).expanduser()
-    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(data).expanduser() / "media-super-resolution"
 
 
 def configured_url() -> str | None:
