@@ -15,6 +15,8 @@ _LEFT: Final = 210
 _ROW: Final = 24
 _TOP: Final = 46
 _TICKS: Final = 8
+#: Seconds by which bars may overlap and still follow one another: what rounding makes of times since the epoch.
+_TOUCHING: Final = 1e-3
 
 
 def draw_timeline(reports: Sequence[StageReport]) -> str:
@@ -67,7 +69,8 @@ def _lanes(reports: Sequence[StageReport]) -> list[tuple[str, list[StageReport]]
     workers: dict[str, list[list[StageReport]]] = {}
     for report in reports:
         lanes = workers.setdefault(str(report.where), [])
-        free = next((lane for lane in lanes if lane[-1].started + lane[-1].seconds <= report.started), None)
+        ended = report.started + _TOUCHING
+        free = next((lane for lane in lanes if lane[-1].started + lane[-1].seconds <= ended), None)
         if free is None:
             lanes.append(free := [])
         free.append(report)

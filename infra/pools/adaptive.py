@@ -104,10 +104,10 @@ class PoolAdaptive(Adaptive):
         return with_coming if pool.coming == "start" else max(needed, min(len(self.plan), with_coming))
 
     def demand(self) -> float:
-        """Resource units asked for by tasks that run or could run."""
-        name = self.pool.name
-        asked = (task.resource_restrictions or {} for task in self.pooled.ready_tasks())
-        return self.pooled.dispatcher.waiting(name) + sum(restrictions.get(name, 0) for restrictions in asked)
+        """Resource units asked for by tasks that run or could run, without those that have given their slot back."""
+        name, dispatcher = self.pool.name, self.pooled.dispatcher
+        tasks = (task for task in self.pooled.ready_tasks() if not dispatcher.is_leaving(task.key))
+        return dispatcher.waiting(name) + sum((task.resource_restrictions or {}).get(name, 0) for task in tasks)
 
     async def workers_to_close(self, target: int) -> list[Any]:
         """Idle workers of this pool beyond `target`, the youngest first."""

@@ -30,6 +30,7 @@ from infra.pools.credentials import credential_files, temporary_security
 from infra.pools.dispatch import Dispatcher
 from infra.pools.leases import Leases
 from infra.pools.pool import Pool, common_host
+from infra.pools.scheduler import PoolScheduler
 from infra.pools.status import StatusFile
 from infra.pools.worker import quiet_dask
 from tasks.errors import PoolError, SettingsError
@@ -148,8 +149,10 @@ class PooledCluster(SpecCluster):
     def _open(self, host: str, credentials: Security | None, dashboard: bool) -> None:
         super().__init__(
             scheduler={
-                "cls": Scheduler,
+                "cls": PoolScheduler,
                 "options": {
+                    "dispatcher": self.dispatcher,
+                    "status_changed": self.status_changed,
                     "host": host,
                     "port": 0,
                     "protocol": "tls" if credentials else "tcp",
@@ -210,6 +213,13 @@ class PooledCluster(SpecCluster):
     def place_of(self, worker: str) -> str:
         """Where a worker runs or ran, with the path of its log, for messages."""
         return str(self.leases.latest(worker) or worker)
+
+    def was_bystander(self, key: object) -> bool:
+        """Whether a task was lost with a worker whose device another one had. True only once."""
+        bystanders = self.scheduler.bystanders
+        if found := key in bystanders:
+            bystanders.discard(key)
+        return found
 
     def pool_of(self, worker: object) -> Pool | None:
         """The pool that a worker belongs to."""
@@ -332,6 +342,12 @@ class PooledCluster(SpecCluster):
                 self.leases.begin(pool.name, str(worker))
             self._count_slots(pool)
 
+    def status_changed(self, worker: Any) -> None:
+        """A worker is up, or will leave."""
+        pool = self.pool_of(worker)
+        if pool is not None:
+            self._count_slots(pool)
+
     def left(self, worker: Any) -> None:
         """A worker is no longer registered with the scheduler."""
         pool = self.pool_of(worker)
@@ -340,9 +356,9 @@ class PooledCluster(SpecCluster):
             self._count_slots(pool)
 
     def _count_slots(self, pool: Pool) -> None:
-        ready = (Status.running, Status.init)
+        # One that is not quite up would be passed over for one in the middle of a task.
         workers = [state for state in self.scheduler.workers.values() if pool.owns(state.name)]
-        self.dispatcher.set_slots(pool.name, pool.slots * sum(state.status in ready for state in workers))
+        self.dispatcher.set_slots(pool.name, pool.slots * sum(state.status == Status.running for state in workers))
 
     async def _correct_state_internal(self) -> None:
         # Dask's own version waits until every new worker is up before it returns, so that one pool could not grow

@@ -4,6 +4,8 @@ Dask pushes a task that asks for a resource to a worker at once and lets it wait
 this spoils the order of chunks, and a worker that is lost takes a queue of innocent tasks with it. So a task run waits
 here until a slot is free on a worker that exists, and only then goes to Dask: the order of a plan is kept, one lost
 worker concerns only what ran on it, and what is left in the queue tells how many workers a pool needs.
+
+A task may give its slot back a moment before it ends (`leaving`): the next one is ready when the device is free.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class Dispatcher:
         self._slots: Counter[str] = Counter()
         self._running: Counter[str] = Counter()
         self._coming: Counter[str] = Counter()
+        self._leaving: set[object] = set()
         self._broken: dict[str, PoolError] = {}
         self._changed = threading.Condition()
         self._closed = False
@@ -59,9 +62,24 @@ class Dispatcher:
                 return
         waiting.fail(error)
 
-    def ended(self, pool: str) -> None:
-        """Give a slot back."""
+    def leaving(self, pool: str, key: object) -> None:
+        """Give back the slot of the task with this key, which will end in a moment: the next one may get ready."""
         with self._changed:
+            if key not in self._leaving:
+                self._leaving.add(key)
+                self._running[pool] -= 1
+                self._changed.notify()
+
+    def is_leaving(self, key: object) -> bool:
+        """Whether the task with this key has given its slot back, but not ended."""
+        return key in self._leaving
+
+    def ended(self, pool: str, key: object = None) -> None:
+        """Give a slot back, unless the task with this key did so before."""
+        with self._changed:
+            if key in self._leaving:
+                self._leaving.remove(key)
+                return
             self._running[pool] -= 1
             self._changed.notify()
 

@@ -18,6 +18,7 @@ from typing import Final
 import dask.config
 from distributed.security import Security
 
+from infra.pools.pool import tasks_held
 from infra.pools.worker import WORKER_CONFIG, PoolNanny, quiet_dask
 
 #: What a shell expects of a program that was terminated.
@@ -34,7 +35,7 @@ def main() -> int:
     parser.add_argument("scheduler")
     parser.add_argument("--name", required=True)
     parser.add_argument("--pool", required=True)
-    parser.add_argument("--nthreads", type=int, required=True)
+    parser.add_argument("--nthreads", type=int, required=True, help="slots of the worker")
     parser.add_argument("--memory-limit", help="ignored: the batch system limits memory")
     parser.add_argument("--death-timeout", type=float, default=60.0)
     parser.add_argument("--local-directory")
@@ -61,8 +62,8 @@ async def serve(arguments: argparse.Namespace) -> int:
     nanny = PoolNanny(
         arguments.scheduler,
         name=arguments.name,
-        nthreads=arguments.nthreads,
-        resources={arguments.pool: arguments.nthreads},
+        nthreads=tasks_held(arguments.nthreads),
+        resources={arguments.pool: tasks_held(arguments.nthreads)},
         memory_limit=0,
         death_timeout=arguments.death_timeout,
         local_directory=arguments.local_directory,

@@ -122,8 +122,8 @@ class LocalWorker:
         return {
             "cls": LocalNanny,
             "options": {
-                "nthreads": pool.slots,
-                "resources": {pool.name: pool.slots},
+                "nthreads": tasks_held(pool.slots),
+                "resources": {pool.name: tasks_held(pool.slots)},
                 "memory_limit": self.memory_limit,
                 "env": env,
                 "niceness": self.niceness,
@@ -139,7 +139,7 @@ class Pool:
 
     Attributes:
         name: Prefix of the worker names (`gpu-0`) and the Dask resource that tasks ask for; the tag is `pool:<name>`.
-        slots: Tasks that one worker runs at a time. Also its threads: Dask judges by those whether a worker is busy.
+        slots: Tasks that one worker runs at a time.
         minimum: Workers that always exist while the pools are open.
         maximum: Workers there may be at most; equal to `minimum` for a pool of fixed size.
         idle_seconds: How long a worker without work stays. Longer than one chunk, or workers come and go in between.
@@ -181,6 +181,14 @@ class Pool:
     def workers_for(self, units: float) -> int:
         """Workers needed for this many resource units, within the bounds of the pool."""
         return max(self.minimum, min(self.maximum, math.ceil(units / self.slots)))
+
+
+def tasks_held(slots: int) -> int:
+    """Tasks that a worker may hold: those that run, and one that gets ready for the moment when one of them is through.
+
+    That is what Dask is told, as threads and as resources; the dispatcher decides whether there is a further one.
+    """
+    return slots + 1
 
 
 def local_pools(

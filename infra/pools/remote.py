@@ -10,20 +10,24 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import cloudpickle  # type: ignore[import-untyped]
+from distributed import get_worker
 from prefect import Flow, Task
 from prefect.client.schemas.objects import State
 from prefect.context import SettingsContext, SyncClientContext
 from prefect.events.worker import EventsWorker
 from prefect.task_engine import run_task_async, run_task_sync
 
+from infra.pools.scheduler import DEVICE_MESSAGE
+from tasks.device import Word, listening
+from tasks.errors import PoolError
 from tasks.place import this_place
 
 #: Where this project's packages lie, here as on the nodes.
@@ -32,6 +36,9 @@ _CHECKOUT: Final = Path(__file__).resolve().parents[2]
 #: Seconds a finished task run waits at most for its last events to leave, so that what Prefect shows is not behind
 #: what the flow knows.
 _EVENTS_WAIT: Final = 0.25
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 #: Flow runs whose shared context a worker remembers.
 _KEPT_CONTEXTS: Final = 4
@@ -92,37 +99,38 @@ class PackedContext:
 
     Attributes:
         digest: Names the content; a worker unpacks each digest once.
-        content: The packed result of `prefect.context.serialize_context()`.
+        content: The packed result of `prefect.context.serialize_context()`, without the settings.
+        settings: Those; equal for many flow runs.
     """
 
     digest: str
     content: bytes
+    settings: bytes
 
     @classmethod
     def of(cls, context: dict[str, Any]) -> PackedContext:
         """Pack a serialized context."""
-        content = pack(context)
-        return cls(hashlib.sha256(content).hexdigest(), content)
+        rest = {name: value for name, value in context.items() if name != "settings_context"}
+        content, settings = pack(rest), pack(context["settings_context"])
+        return cls(hashlib.sha256(content + settings).hexdigest(), content, settings)
 
 
-class _Hydrated:
-    """A shared context on a worker, made once.
+class _Site:
+    """Prefect's settings and its API client on a worker, made once for all flow runs that have these settings.
 
     Prefect would rebuild its settings (50 models) and two HTTP clients (each reading all certificate authorities) for
     every task run: 150 ms of computing, three quarters of all that a task run costs.
     """
 
-    def __init__(self, packed: PackedContext) -> None:
-        context = pickle.loads(packed.content)
-        settings = SettingsContext(**context.pop("settings_context"))
-        self.context: dict[str, Any] = context
-        self._profile, self._settings = settings.profile, settings.settings
+    def __init__(self, settings: bytes) -> None:
+        made = SettingsContext(**pickle.loads(settings))
+        self._profile, self._settings = made.profile, made.settings
         # Threads share no client: a context of Prefect's can be entered only once at a time.
         self._clients = threading.local()
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Settings and API client of the flow run, for the current thread."""
+        """Settings and API client, for the current thread."""
         with SettingsContext(profile=self._profile, settings=self._settings):
             client = getattr(self._clients, "context", None)
             if client is None:
@@ -132,17 +140,33 @@ class _Hydrated:
                 yield
 
 
+@dataclass(frozen=True)
+class _Hydrated:
+    """A shared context on a worker, made once."""
+
+    context: dict[str, Any]
+    site: _Site
+
+
 _hydrated: OrderedDict[str, _Hydrated] = OrderedDict()
+_sites: OrderedDict[bytes, _Site] = OrderedDict()
 _hydrating = threading.Lock()
+
+
+def _kept(kept: OrderedDict[K, V], key: K, make: Callable[[], V]) -> V:
+    """The value of a key, made if it is not there; values that were used longest ago give way."""
+    if key not in kept:
+        kept[key] = make()
+    kept.move_to_end(key)
+    if len(kept) > _KEPT_CONTEXTS:
+        kept.popitem(last=False)
+    return kept[key]
 
 
 def _hydrate(packed: PackedContext) -> _Hydrated:
     with _hydrating:
-        if packed.digest not in _hydrated:
-            _hydrated[packed.digest] = _Hydrated(packed)
-            if len(_hydrated) > _KEPT_CONTEXTS:
-                _hydrated.popitem(last=False)
-        return _hydrated[packed.digest]
+        site = _kept(_sites, packed.settings, lambda: _Site(packed.settings))
+        return _kept(_hydrated, packed.digest, lambda: _Hydrated(pickle.loads(packed.content), site))
 
 
 def run_packed(task_run: bytes, packed: PackedContext, label: str) -> State[Any]:
@@ -158,7 +182,7 @@ def run_packed(task_run: bytes, packed: PackedContext, label: str) -> State[Any]
         The final state, its result included.
     """
     shared = _hydrate(packed)
-    with shared.active():
+    with shared.site.active(), listening(_speaker()):
         arguments: dict[str, Any] = pickle.loads(task_run)
         arguments["context"] = {**shared.context, **arguments["context"]}
         task: Task[Any, Any] = arguments["task"]
@@ -171,6 +195,23 @@ def run_packed(task_run: bytes, packed: PackedContext, label: str) -> State[Any]
             return run_task_sync(**arguments, return_type="state")  # type: ignore[return-value]
         finally:
             _send_events()
+
+
+def _speaker() -> Callable[[Word], None]:
+    """Passes on to the scheduler what the task of the current thread says about the device.
+
+    A task that has waited for it in vain, because its flow ended meanwhile, ends here: its thread cannot be stopped.
+    """
+    worker = get_worker()
+    key = worker.get_current_task()
+
+    def pass_on(word: Word) -> None:
+        known = worker.state.tasks.get(key)
+        if word == "taken" and (known is None or known.state == "cancelled"):
+            raise PoolError("the flow ended before this task run had the device")
+        worker.loop.add_callback(worker.batched_send, {"op": DEVICE_MESSAGE, "key": key, "word": word})
+
+    return pass_on
 
 
 def _literal(name: str) -> str:

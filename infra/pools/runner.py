@@ -153,6 +153,7 @@ class _Submission:
         self.flow_context = contextvars.copy_context()
         self.dask_future: distributed.Future | None = None
         self._task_run = b""
+        self._attempts = 0
         self._losses = 0
         self._lock = threading.Lock()
         self._missing = 1
@@ -212,7 +213,7 @@ class _Submission:
                 self.shared_context,
                 self.label,
                 # Dask may not have forgotten the key of an attempt that was just lost.
-                key=f"{self.task.name}-{uuid4() if self._losses else self.future.task_run_id}",
+                key=f"{self.task.name}-{uuid4() if self._attempts else self.future.task_run_id}",
                 resources={self.pool: 1},
                 priority=-self.order,
                 pure=False,
@@ -221,6 +222,7 @@ class _Submission:
             self.runner.cluster.dispatcher.ended(self.pool)
             self.fail(PoolError(f"{self.label} could not be started: {error}"))
             return
+        self._attempts += 1
         self.dask_future.add_done_callback(self._dask_ended)
 
     def fail(self, error: PoolError) -> None:
@@ -229,12 +231,12 @@ class _Submission:
             self.crash(error)
 
     def _dask_ended(self, dask_future: distributed.Future) -> None:
-        self.runner.cluster.dispatcher.ended(self.pool)
+        self.runner.cluster.dispatcher.ended(self.pool, dask_future.key)
         try:
             state = dask_future.result()
         except KilledWorker as loss:
             if not self.runner._closing:
-                self._lost(str(loss.last_worker.name))
+                self._lost(str(loss.last_worker.name), self.runner.cluster.was_bystander(dask_future.key))
         except BaseException as error:  # Dask's cancellation is not an `Exception`.
             if not self.runner._closing:
                 self.crash(error)
@@ -243,9 +245,9 @@ class _Submission:
         finally:
             dask_future.release()
 
-    def _lost(self, worker: str) -> None:
+    def _lost(self, worker: str, as_bystander: bool) -> None:
         cluster = self.runner.cluster
-        self._losses += 1
+        self._losses += not as_bystander
         where = cluster.place_of(worker)
         if self._losses < cluster.pools[self.pool].maximum_losses:
             logger.warning("%s lost its worker, %s; it starts again", self.label, where)

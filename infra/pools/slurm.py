@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 #: What every job of this project is called, with the name of its pool behind it.
 JOB_NAME: Final = "superres-"
+
+#: Seconds that a program of Slurm may take to answer.
+_ANSWER_SECONDS: Final = 30
 
 #: Where a worker keeps its own small files on its node.
 NODE_DIRECTORY: Final = "${TMPDIR:-/tmp}"
@@ -192,3 +196,47 @@ def home_of_logs() -> Path:
     from infra.prefect_server import default_home
 
     return default_home() / "logs" / str(os.getuid())
+
+
+def possible_jobs(pool: Pool) -> int | None:
+    """Jobs of a pool that its partition has room for when it is empty, memory aside; `None` if Slurm does not say."""
+    start = pool.start
+    assert isinstance(start, SlurmWorker)
+    command = ["sinfo", "--noheader", "--Node", f"--partition={start.partition}", "--format=%c|%G"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_ANSWER_SECONDS).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    wanted = _gres(start.gres)
+    jobs = 0
+    for line in listed.splitlines():
+        cpus, _, has = line.partition("|")
+        there = _gres(has)
+        shares = [int(cpus) // start.cores, *(there.get(name, 0) // count for name, count in wanted.items() if count)]
+        jobs += min(shares)
+    return jobs
+
+
+def _gres(text: str) -> dict[str, int]:
+    """Generic resources by name, whatever their type: `gpu:a100:2(S:0-1)` is two of `gpu`."""
+    counts: dict[str, int] = {}
+    for name, rest in re.findall(r"(?:gres/)?(\w+)((?::[^,(:]+)*)(?:\([^)]*\))?", text.replace("(null)", "")):
+        last = rest.rpartition(":")[2]
+        counts[name] = counts.get(name, 0) + (int(last) if last.isdigit() else 1)
+    return counts
+
+
+def running_jobs() -> set[str]:
+    """Numbers of this user's jobs of this project that have not ended; none where there is no Slurm."""
+    command = ["squeue", "--noheader", f"--user={os.getuid()}", "--format=%A|%j"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_ANSWER_SECONDS).stdout
+    except (OSError, subprocess.SubprocessError):
+        return set()
+    rows = (line.partition("|") for line in listed.splitlines())
+    return {number for number, _, name in rows if name.startswith(JOB_NAME)}
+
+
+def cancel_jobs(numbers: Collection[str]) -> None:
+    """Cancel jobs; those that have ended meanwhile do not matter."""
+    subprocess.run(["scancel", *numbers], capture_output=True, check=False, timeout=_ANSWER_SECONDS)

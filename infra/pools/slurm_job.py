@@ -44,6 +44,9 @@ _ASK_SECONDS: Final = 5.0
 _CONTROLLER_PATIENCE: Final = 600.0
 _RETRY_SECONDS: Final = 2.0
 
+#: Seconds that Slurm may take to say whether it would run a job.
+_TEST_SECONDS: Final = 60.0
+
 #: What Slurm's commands say when the controller is away, restarts or is overloaded.
 _AWAY: Final = re.compile(
     "unable to contact slurm controller|socket timed out|connection refused|zero bytes were transmitted"
@@ -228,7 +231,12 @@ def check_job(pool: Pool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "job.sh"
         script.write_text(job.job_script())
-        done = subprocess.run(["sbatch", "--test-only", str(script)], capture_output=True, text=True)
+        try:
+            done = subprocess.run(
+                ["sbatch", "--test-only", str(script)], capture_output=True, text=True, timeout=_TEST_SECONDS
+            )
+        except subprocess.TimeoutExpired as error:
+            raise PoolError("Slurm's controller does not answer", "Try again when it does") from error
     if done.returncode != 0:
         words = " ".join(done.stderr.replace("sbatch: error:", "").replace("allocation failure:", "").split())
         away = bool(_AWAY.search(words))

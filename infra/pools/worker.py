@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import dask.config
 from distributed import Nanny, Worker
+from distributed.comm.core import CommClosedError
 from distributed.core import Status
 
 #: Dask settings of the worker process. Its memory is not Dask's business: frames live outside Dask, and where memory
@@ -177,6 +178,12 @@ def quiet_dask() -> None:
     for name, logger in list(logging.Logger.manager.loggerDict.items()):
         if name.startswith("distributed.") and isinstance(logger, logging.Logger):
             logger.setLevel(logging.NOTSET)
+    logging.getLogger("distributed.scheduler").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not: what the scheduler reports to all flow runs met one that has just closed its connection."""
+    return not (record.exc_info and isinstance(record.exc_info[1], CommClosedError))
 
 
 def _own_session() -> None:

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
@@ -78,17 +78,19 @@ class EngineDescription:
     """Frames per pass of a GPU; frames side by side on a CPU."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Work:
-    """Pixels of sources."""
+    """Pixels of sources, counted while they are worked on."""
 
     given: int = 0
     """In all frames."""
     computed: int = 0
     """Of which the network was computed; the others were kept from the frame before."""
 
-    def __sub__(self, earlier: Work) -> Work:
-        return Work(self.given - earlier.given, self.computed - earlier.computed)
+    def add(self, given: int, computed: int) -> None:
+        """Count a frame."""
+        self.given += given
+        self.computed += computed
 
     @property
     def kept(self) -> float:
@@ -111,7 +113,8 @@ class Engine:
     On a CPU, OpenVINO computes as many frames side by side as there are threads, if memory allows: no thread ever waits
     for another one to end its part of a layer.
 
-    One thread at a time may use an engine; others wait.
+    One stream at a time feeds the device; others wait until it has taken the last frame of that one, and begin while
+    the last results still come out.
 
     Attributes:
         work: What was given to it and what was computed, from its beginning.
@@ -312,12 +315,15 @@ class Engine:
             done += len(part)
         return result
 
-    def stream(self, batches: Iterable[np.ndarray], first_frame: int = 0) -> Iterator[np.ndarray]:
+    def stream(
+        self, batches: Iterable[np.ndarray], first_frame: int = 0, work: Work | None = None
+    ) -> Iterator[np.ndarray]:
         """Enlarge frames as they come, so that the device has the next ones while the caller sees to the last ones.
 
         Args:
             batches: uint8 `[n, source.frame_bytes]` each, any n; not changed by the caller afterwards.
             first_frame: Index of the first frame in the source, for error messages.
+            work: Counts what this stream is given and what of it is computed.
 
         Yields:
             uint8 `[n, target.frame_bytes]`, in order, in other portions than they came in. Read-only by convention: an
@@ -327,17 +333,19 @@ class Engine:
             FrameError: A frame does not fit into memory even in the smallest tiles, or its result is not finite.
             ValueError: A batch has another shape or type.
         """
-        with self._lock:
-            checked = self._checked(batches)
+        stream = self._stream_on_cpu if self.device.type == "cpu" else self._stream_on_gpu
+        with ExitStack() as turn:
+            turn.enter_context(self._lock)
             if self._tolerance:
                 self._last = None  # What was computed before must not show.
-            yield from (self._stream_on_cpu if self.device.type == "cpu" else self._stream_on_gpu)(checked, first_frame)
+            yield from stream(self._checked(batches), first_frame, work or Work(), turn.close)
 
     def _checked(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for frames in batches:
             if frames.dtype != np.uint8 or frames.ndim != 2 or frames.shape[1] != self.source.frame_bytes:
                 raise ValueError(f"frames are {frames.dtype} {frames.shape}, not uint8 (n, {self.source.frame_bytes})")
-            yield frames
+            if len(frames):
+                yield frames
 
     def upscale_rgb(self, frames: np.ndarray) -> np.ndarray:
         """Enlarge RGB images of any size by the network's scale.
@@ -367,8 +375,10 @@ class Engine:
                 result[i] = self._until_finite(image, convert, i)[0].cpu().numpy()
         return result
 
-    def _stream_on_cpu(self, batches: Iterable[np.ndarray], first_frame: int) -> Iterator[np.ndarray]:
-        """One frame at a time, or as many as there are streams."""
+    def _stream_on_cpu(
+        self, batches: Iterator[np.ndarray], first_frame: int, work: Work, end_turn: Callable[[], None]
+    ) -> Iterator[np.ndarray]:
+        """One frame at a time, or as many as are computed side by side."""
         pending: deque[list[tuple[Change | None, Future[np.ndarray]]]] = deque()
         known, result = self._last or (None, None)
 
@@ -379,7 +389,7 @@ class Engine:
 
         try:
             for index, frame in enumerate(chain.from_iterable(batches), first_frame):
-                changes = self._changes(frame, known)
+                changes = self._changes(frame, known, work)
                 known = self._now_known(known, frame, changes)
                 pending.append(
                     [
@@ -389,6 +399,7 @@ class Engine:
                 )
                 if len(pending) > self._batch:  # One more than can be computed: nobody waits for the caller.
                     yield collect()
+            end_turn()  # The frames of the next stream queue up behind those that are still being computed.
             while pending:
                 yield collect()
             if known is not None and result is not None:
@@ -397,7 +408,7 @@ class Engine:
             for _, future in chain.from_iterable(pending):
                 future.cancel()
 
-    def _changes(self, frame: np.ndarray, known: np.ndarray | None) -> Sequence[Change] | None:
+    def _changes(self, frame: np.ndarray, known: np.ndarray | None, work: Work) -> Sequence[Change] | None:
         """What of a frame has to be computed, `None` for all of it."""
         changes = None
         if known is not None and self._reuse:
@@ -406,7 +417,8 @@ class Engine:
                 changes = None
         pixels = self.source.width * self.source.height
         computed = pixels if changes is None else sum(change.needed.area for change in changes)
-        self.work = Work(self.work.given + pixels, self.work.computed + computed)
+        for counted in (self.work, work):
+            counted.add(pixels, computed)
         return changes
 
     def _now_known(self, known: np.ndarray | None, frame: np.ndarray, changes: Sequence[Change] | None) -> np.ndarray:
@@ -448,22 +460,26 @@ class Engine:
             # than the rest of its frame.
             return self._until_finite(planes, partial(self._convert, picture=picture), index)[0].numpy()
 
-    def _stream_on_gpu(self, batches: Iterable[np.ndarray], first_frame: int) -> Iterator[np.ndarray]:
+    def _stream_on_gpu(
+        self, batches: Iterator[np.ndarray], first_frame: int, work: Work, end_turn: Callable[[], None]
+    ) -> Iterator[np.ndarray]:
         """A batch as it came at a time; the larger, the more of the transfers are hidden behind the computation."""
-        for frames in batches:
-            if len(frames) == 0:
-                continue
+        frames = next(batches, None)
+        while frames is not None:
             with self._settings():
-                result = self._upscale_batch(frames, first_frame)
+                result = self._upscale_batch(frames, first_frame, work)
             first_frame += len(frames)
+            frames = next(batches, None)
+            if frames is None:
+                end_turn()  # Before the caller sees to the last results, however long that takes.
             yield result
 
-    def _upscale_batch(self, frames: np.ndarray, first_frame: int) -> np.ndarray:
+    def _upscale_batch(self, frames: np.ndarray, first_frame: int, work: Work) -> np.ndarray:
         """Frames that changed, and copies of their results for the others."""
         known, before = self._last or (None, None)
         origin, distinct = [], []  # Where in the results each frame's one is, -1 for `before`.
         for i, frame in enumerate(frames):
-            if self._changes(frame, known) is None:
+            if self._changes(frame, known, work) is None:
                 distinct.append(i)
                 known = frame
             origin.append(len(distinct) - 1)

@@ -5,6 +5,8 @@
 
 By default the pools are jobs of a real Slurm on this machine (`infra.slurm`). The flow is the project's own loop over
 chunks (`flows.upscale_video`) with its window, and its tasks differ from the real ones only in what they do: sleep.
+Upscale sleeps with the one device of its process, and says as the real one when it will leave it; what the device
+itself waits with the real engine is measured by `chunk_border`.
 
 A perfect scheduler needs the first extract, `ceil(chunks / gpus)` upscales one after the other, and the last encode.
 The run is compared with that from its first task to its last, and also from the first upscale on; how long the workers
@@ -43,6 +45,7 @@ from infra.pools import LocalWorker, Pool, PooledCluster, PoolTaskRunner, SlurmW
 from infra.pools.slurm import slurm_environment
 from infra.prefect_server import Api, ensure_api
 from infra.slurm import LocalSlurm, Partition, SlurmDescription
+from tasks import device
 from tasks.chunk_report import StageReport
 from tasks.chunks import Capacity, Chunk
 
@@ -54,6 +57,9 @@ _GPUS_PER_NODE = 8
 
 #: Seconds until all workers must have come.
 _WORKERS_WAIT = 300.0
+
+#: That of a worker process.
+_DEVICE = threading.Lock()
 
 
 def cpu_seconds(pid: int) -> float:
@@ -73,11 +79,14 @@ def peak_megabytes(pid: int) -> float:
     return 0.0
 
 
-def _sleep(stage: str, index: int, seconds: float) -> StageReport:
+def _sleep(stage: str, index: int, seconds: float, *, leaving: float = 0.0) -> StageReport:
     # What the worker and its nanny have used until now travels where a real upscale describes its engine.
     used = {"worker": time.process_time(), "nanny": cpu_seconds(os.getppid())}
     started = time.time()
-    time.sleep(seconds)
+    time.sleep(seconds - leaving)
+    if leaving:
+        device.tell("leaving")
+        time.sleep(leaving)
     return StageReport(stage, index, started, time.time() - started, engine=used)
 
 
@@ -91,7 +100,10 @@ def extract(plan: str, index: int, label: str) -> StageReport:
 
 @task(name="upscale", task_run_name="upscale {label}", tags={"pool:gpu"}, cache_policy=NO_CACHE)
 def upscale(plan: str, index: int, label: str) -> StageReport:
-    return _sleep("upscale", index, json.loads(plan)[1])
+    seconds = json.loads(plan)[1]
+    with _DEVICE:
+        device.tell("taken")
+        return _sleep("upscale", index, seconds, leaving=min(seconds / 2, device.LEAVING_SECONDS))
 
 
 @task(name="encode", task_run_name="encode {label}", tags={"pool:cpu"}, cache_policy=NO_CACHE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from prefect import flow, task
 from prefect.futures import wait
 
 from infra.pools import Pool, PoolTaskRunner, local_pools
+from tasks import device
 
 #: Counts calls in one worker process: shared by all task runs there, unless a task's module travels by value.
 CALLS: list[int] = []
@@ -164,3 +166,32 @@ def robbed(log: str) -> int:
     extracted.wait()
     os.kill(notes(log)[0][1], signal.SIGKILL)
     return upscale.submit(extracted, 0, log).result()
+
+
+#: What the device of a worker is to `with_device`.
+DEVICE = threading.Lock()
+
+
+@task(tags={"pool:gpu"}, task_run_name="upscale-{index}")
+def with_device(index: int, folder: str, is_leaving: bool = True) -> int:
+    """Take the device, say at once that it will be left soon if `is_leaving`, and leave it when told to.
+
+    The file `go-<index>` tells to leave the device, `end-<index>` to end after that, `die-<index>` to kill the worker.
+    """
+    log = f"{folder}/log"
+    note(log, index, "start")
+    with DEVICE:
+        device.tell("taken")
+        note(log, index, "taken")
+        if is_leaving:
+            device.tell("leaving")
+        while not Path(folder, f"go-{index}").exists():
+            if Path(folder, f"die-{index}").exists():
+                Path(folder, f"die-{index}").unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.01)
+        note(log, index, "left")
+    while not Path(folder, f"end-{index}").exists():
+        time.sleep(0.01)
+    note(log, index, "end")
+    return index

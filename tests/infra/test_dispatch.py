@@ -62,6 +62,26 @@ def test_slots_are_filled_in_order_of_submission(dispatcher: Dispatcher) -> None
     assert done == ["start 0", "start 1", "start 2"]
 
 
+def test_a_run_that_is_leaving_gives_its_slot_back_once(dispatcher: Dispatcher) -> None:
+    done: list[str] = []
+    dispatcher.set_slots("gpu", 1)
+    for number in range(3):
+        dispatcher.put("gpu", number, Run(number, done))
+    settle(dispatcher)
+    dispatcher.leaving("gpu", "key 0")
+    dispatcher.leaving("gpu", "key 0")
+    settle(dispatcher)
+    assert done == ["start 0", "start 1"]
+    assert dispatcher.is_leaving("key 0")
+    dispatcher.ended("gpu", "key 0")
+    settle(dispatcher)
+    assert done == ["start 0", "start 1"]
+    assert not dispatcher.is_leaving("key 0")
+    dispatcher.ended("gpu", "key 1")
+    settle(dispatcher)
+    assert done == ["start 0", "start 1", "start 2"]
+
+
 def test_a_lost_run_comes_before_those_submitted_later(dispatcher: Dispatcher) -> None:
     done: list[str] = []
     runs = [Run(number, done) for number in range(4)]

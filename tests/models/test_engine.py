@@ -24,7 +24,7 @@ from tasks.models.backends.openvino_network import OpenVinoNetwork
 from tasks.models.backends.torch_network import TorchNetwork
 from tasks.models.calibration import psnr
 from tasks.models.cards import ModelCard, find_model
-from tasks.models.engine import Engine
+from tasks.models.engine import Engine, Work
 from tasks.models.hardware import matmul_peak
 from tasks.models.state import load_state
 from tests.models.conftest import MakeModel
@@ -499,6 +499,67 @@ def test_a_stream_that_is_left_frees_the_engine(srvgg_x2: ModelCard) -> None:
     np.testing.assert_array_equal(engine.upscale(frames), make_engine(srvgg_x2).upscale(frames))
 
 
+def in_thread(function: Callable[[], Any]) -> Any:
+    """What a function returns in a thread of its own, which may hang without hanging the tests."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert results, "it hangs or has failed"
+    return results[0]
+
+
+@pytest.mark.parametrize("tolerance", [0, 2])
+def test_a_stream_begins_when_the_one_before_has_given_its_last_frame(srvgg_x2: ModelCard, tolerance: int) -> None:
+    engine = make_engine(srvgg_x2, (320, 180), threads=2, tolerance=tolerance)
+    before, after = yuv_frames(engine.source, 3), scenes(engine.source, seed=9)
+    first_work, work = Work(), Work()
+    stream = engine.stream([before], work=first_work)
+    results = [next(stream), next(stream)]  # Two go side by side, so the third is in the works.
+    later = in_thread(lambda: np.concatenate(list(engine.stream([after], work=work))))
+    results += list(stream)
+    pixels = engine.source.width * engine.source.height
+    assert (first_work.given, engine.work.given) == (3 * pixels, (3 + len(after)) * pixels)
+    assert work.computed < work.given == pixels * len(after)
+    for frames, found in ((before, np.concatenate(results)), (after, later)):
+        fresh = make_engine(srvgg_x2, (320, 180), threads=2, tolerance=tolerance)
+        np.testing.assert_array_equal(found, fresh.upscale(frames))
+    again = make_engine(srvgg_x2, (320, 180), threads=2, tolerance=tolerance)
+    np.testing.assert_array_equal(engine.upscale(after), again.upscale(after))
+
+
+def test_a_stream_waits_while_another_one_gives_frames(srvgg_x2: ModelCard) -> None:
+    engine = make_engine(srvgg_x2, threads=2)
+    frames = yuv_frames(engine.source, 8)
+    given: list[str] = []
+
+    def batches(name: str) -> Iterator[np.ndarray]:
+        for frame in frames:
+            given.append(name)
+            yield frame[None]
+
+    stream = engine.stream(batches("first"))
+    next(stream)
+    thread = threading.Thread(target=lambda: list(engine.stream(batches("second"))), daemon=True)
+    thread.start()
+    thread.join(0.1)
+    list(stream)
+    thread.join(60)
+    assert given == ["first"] * 8 + ["second"] * 8
+
+
+def test_a_stream_that_fails_at_its_end_leaves_the_next_one_alone(srvgg_x2: ModelCard) -> None:
+    engine = make_engine(srvgg_x2, threads=2)
+    frames = yuv_frames(engine.source, 3)
+    stream = engine.stream([frames])
+    next(stream), next(stream)
+    following = engine.stream([frames])
+    first = next(following)
+    stream.close()
+    rest = list(following)
+    np.testing.assert_array_equal(np.concatenate([first, *rest]), make_engine(srvgg_x2).upscale(frames))
+
+
 @needs_gpu
 @pytest.mark.parametrize("model", ["srvgg_x2", "srvgg_x4", "rrdb_x2"])
 def test_gpu_gives_what_the_cpu_gives(model: str, request: pytest.FixtureRequest) -> None:
@@ -520,6 +581,17 @@ def test_gpu_results_do_not_depend_on_grouping(srvgg_x2: ModelCard) -> None:
     frames = yuv_frames(first.source, 7)
     together = first.upscale(frames)
     np.testing.assert_array_equal(together, np.concatenate([second.upscale(frames[i : i + 3]) for i in (0, 3, 6)]))
+
+
+@needs_gpu
+def test_gpu_streams_follow_one_another_before_the_last_result_is_taken(srvgg_x2: ModelCard) -> None:
+    engine, other = (make_engine(srvgg_x2, (150, 130), device="cuda", batch=4) for _ in range(2))
+    frames = yuv_frames(engine.source, 7)
+    stream = engine.stream([frames[:4], frames[4:]])
+    results = [next(stream)]
+    results.append(next(stream))  # The generator is still open.
+    np.testing.assert_array_equal(in_thread(lambda: engine.upscale(frames)), other.upscale(frames))
+    np.testing.assert_array_equal(np.concatenate(results), other.upscale(frames))
 
 
 @needs_gpu
