@@ -43,6 +43,11 @@ class PoolsBlock(Block):
         """The pools."""
 
     @property
+    def hourly_prices(self) -> dict[str, float]:
+        """Price of one worker of each pool for an hour; zero where it is not known."""
+        return {}
+
+    @property
     def scheduler_host(self) -> str:
         """Address at which all workers can reach this machine."""
         return common_host(self.pools())
@@ -53,6 +58,10 @@ class PoolsBlock(Block):
         Raises:
             SuperResolutionError: What is wrong, in the words of whoever refuses it.
         """
+
+    def describe(self) -> str:
+        """What the pools can be, for people."""
+        return ", ".join(f"{pool.name}: up to {_workers(pool.maximum)}" for pool in self.pools())
 
     def open(self, *, warm: bool = True) -> OpenPools:
         """Open the pools for all flows that run inside the `with` block.
@@ -108,6 +117,9 @@ class SlurmNodes(BaseModel):
     maximum_losses: int = Field(
         5, ge=1, title="Losses", description="Jobs that one chunk may lose before it counts as failed."
     )
+    hourly_price: float = Field(
+        0.0, ge=0, title="Hourly price", description="Of one job, in the site's currency; 0 where it is not known."
+    )
     directives: list[str] = Field(
         [], title="Directives", description="More sbatch options, such as `--constraint=a100`."
     )
@@ -156,6 +168,10 @@ class SlurmPools(PoolsBlock):
         60.0, gt=0, title="Death timeout", description="Seconds until a job whose flow is gone ends by itself."
     )
 
+    @property
+    def hourly_prices(self) -> dict[str, float]:
+        return {"cpu": self.cpu.hourly_price, "gpu": self.gpu.hourly_price}
+
     def pools(self) -> tuple[Pool, ...]:
         return self._pool("cpu", self.cpu, CPU_IMPORTS), self._pool("gpu", self.gpu, GPU_IMPORTS)
 
@@ -164,6 +180,17 @@ class SlurmPools(PoolsBlock):
 
         for pool in self.pools():
             check_job(pool)
+
+    def describe(self) -> str:
+        from infra.pools.slurm import possible_jobs
+
+        parts = []
+        for pool, nodes in zip(self.pools(), (self.cpu, self.gpu), strict=True):
+            possible = possible_jobs(pool)
+            few = f", but partition {nodes.partition} has room for {possible}"
+            is_less = possible is not None and possible < pool.maximum
+            parts.append(f"{pool.name}: up to {_workers(pool.maximum)}" + (few if is_less else ""))
+        return "; ".join(parts)
 
     def _pool(self, name: str, nodes: SlurmNodes, imports: tuple[str, ...]) -> Pool:
         shared = Path(self.shared_directory).expanduser() if self.shared_directory else default_home() / "shared"
@@ -197,6 +224,10 @@ class SlurmPools(PoolsBlock):
                 **({"python": self.python} if self.python else {}),
             ),
         )
+
+
+def _workers(count: int) -> str:
+    return "1 worker" if count == 1 else f"{count} workers"
 
 
 def load_pools(name: str) -> PoolsBlock:

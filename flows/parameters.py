@@ -105,6 +105,26 @@ class UpscaleOptions(BaseModel):
         json_schema_extra={"position": 9},
     )
 
+    store: str = Field(
+        "",
+        title="Media store",
+        description="Name of a block that says how to reach S3; empty for the machine's own AWS credentials.",
+        json_schema_extra={"position": 14},
+    )
+    ledger: str = Field(
+        "",
+        title="Job ledger",
+        description="Name of the block that says where records of jobs and metrics go; empty for files on this"
+        " machine.",
+        json_schema_extra={"position": 15},
+    )
+    owner: str = Field(
+        "",
+        title="Owner",
+        description="Whose job it is: only they get its record and its result. Empty for the user who runs it.",
+        json_schema_extra={"position": 16},
+    )
+
     def request(self, source: str, destination: str) -> UpscaleRequest:
         """The request these options stand for; zero, empty and a denoise strength of 1 mean "not given"."""
         return UpscaleRequest(

@@ -49,6 +49,14 @@ class Site:
 
     scratch: str | None
     capacity: Capacity
+    hourly_prices: dict[str, float]
+    """Of one worker of each pool; zero where nobody said."""
+
+    def cost(self, node_seconds: dict[str, float]) -> float | None:
+        """What seconds of workers cost; `None` where no price is known."""
+        if not any(self.hourly_prices.values()):
+            return None
+        return round(sum(self.hourly_prices.get(pool, 0.0) * s / 3600 for pool, s in node_seconds.items()), 4)
 
 
 def site_of_flow_run(options: UpscaleOptions) -> Site:
@@ -58,7 +66,7 @@ def site_of_flow_run(options: UpscaleOptions) -> Site:
     block = load_pools(options.pools)
     cluster = current_cluster()
     pools = block.pools() if cluster is None else tuple(cluster.pools.values())
-    return Site(block.scratch_directory or None, capacity_of(pools))
+    return Site(block.scratch_directory or None, capacity_of(pools), block.hourly_prices)
 
 
 def capacity_of(pools: tuple[Pool, ...]) -> Capacity:

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 from tasks.progress import Progress as JobProgress
-from tasks.request import CheckedRequest
+from tasks.request import CheckedRequest, UpscaleRequest
 
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -29,8 +29,11 @@ _PLAIN_STEP = 0.1
 _WORTH_SAYING = 0.02
 
 
-def show_start(checked: CheckedRequest) -> None:
-    """Say what is about to be done."""
+def show_start(request: UpscaleRequest, checked: CheckedRequest | None) -> None:
+    """Say what is about to be done, in more detail where the video has been looked at."""
+    if checked is None:
+        _console.print(f"{request.source} -> {request.destination}", markup=False)
+        return
     facts, target = checked.facts, checked.target
     _console.print(
         f"{facts.path}: {facts.width}x{facts.height} -> {target.width}x{target.height}"
@@ -42,7 +45,7 @@ def show_start(checked: CheckedRequest) -> None:
 
 
 @contextmanager
-def show_progress(checked: CheckedRequest) -> Iterator[Callable[[JobProgress], None]]:
+def show_progress() -> Iterator[Callable[[JobProgress], None]]:
     """Show progress while the block runs.
 
     Yields:
@@ -55,20 +58,20 @@ def show_progress(checked: CheckedRequest) -> Iterator[Callable[[JobProgress], N
         SpinnerColumn(),
         TextColumn("{task.description:10}"),
         BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} frames"),
+        TextColumn("{task.fields[amount]}"),
         TextColumn("{task.fields[speed]}"),
         TextColumn("{task.fields[eta]}"),
     )
-    total = checked.facts.declared_frames or 1
     with Progress(*columns, console=_console, transient=True) as bar:
-        row = bar.add_task("starting", total=total, speed="", eta="")
+        row = bar.add_task("starting", total=None, amount="", speed="", eta="")
 
         def observe(progress: JobProgress) -> None:
             bar.update(
                 row,
                 description=progress.phase,
-                total=progress.frames_total,
-                completed=progress.frames_done,
+                total=1.0,
+                completed=progress.share,
+                amount=_amount(progress),
                 speed=f"{progress.frames_per_second:.2f} frames/s" if progress.frames_per_second else "measuring",
                 eta=f"{_duration(progress.eta_seconds)} left" if progress.eta_seconds else "",
             )
@@ -81,21 +84,28 @@ def _plain_reporter() -> Callable[[JobProgress], None]:
 
     def observe(progress: JobProgress) -> None:
         nonlocal said_share, said_phase
-        share = progress.frames_done / progress.frames_total
+        share = progress.share
         if share < said_share + _PLAIN_STEP and progress.phase == said_phase:
             return
         said_share, said_phase = share, progress.phase
         speed = f", {progress.frames_per_second:.2f} frames/s" if progress.frames_per_second else ""
         eta = f", {_duration(progress.eta_seconds)} left" if progress.eta_seconds else ""
-        _console.print(
-            f"{progress.phase} {progress.frames_done}/{progress.frames_total} frames{speed}{eta}", markup=False
-        )
+        _console.print(f"{progress.phase} {_amount(progress)}{speed}{eta}", markup=False)
 
     return observe
 
 
+def _amount(progress: JobProgress) -> str:
+    if progress.bytes_total:
+        return f"{progress.bytes_done / 1e6:.1f} of {progress.bytes_total / 1e6:.1f} MB"
+    return f"{progress.frames_done}/{progress.frames_total} frames" if progress.frames_total else ""
+
+
 def show_summary(result: dict[str, Any]) -> None:
     """Say what came out."""
+    if result.get("skipped"):
+        _console.print(f"{result['output']} has been made already: nothing to do", markup=False)
+        return
     reused = f", {result['chunks_reused']} of {result['chunks']} chunks reused" if result["chunks_reused"] else ""
     size, speed = f"{result['width']}x{result['height']}", f"{result['fps']:.2f} frames/s"
     took = f"{_duration(result['seconds'])} ({speed}, start-up {result['startup_seconds']:.1f} s{reused})"

@@ -12,61 +12,51 @@ around the flow come first.
 
 from __future__ import annotations
 
-import queue
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, cast
-from uuid import UUID
+from typing import Any, Final, Literal
 
 from prefect import flow
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
-from prefect.futures import PrefectFuture
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
+from blocks.site import load_store, load_tracking
+from flows.chunk_runs import Meter, run_chunks, watch_transfer
 from flows.parameters import UpscaleOptions
 from flows.pools import cluster_of_flow_run, pools_of_flow_run, site_of_flow_run
+from flows.records import end_record, has_result, name_record, new_job
+from flows.stopping import result_of_task
 from flows.timeline import draw_timeline
 from infra.pools import PoolTaskRunner
 from tasks.assemble import assemble
 from tasks.calibrate import calibrate, sample
 from tasks.chunk_report import StageReport
-from tasks.chunks import Chunk
-from tasks.encode import encode, is_encoded
-from tasks.errors import ChunkFileError, PoolError, SuperResolutionError
-from tasks.extract import extract
-from tasks.media.ffmpeg import FfmpegError
+from tasks.destinations import Output, destination_of
+from tasks.encode import is_encoded
+from tasks.errors import FrameError, SourceError, StoreError, SuperResolutionError
+from tasks.ledger import open_ledger
+from tasks.ledger.ledger import DoneBeforeError
+from tasks.ledger.record import JobRecord, JobState
+from tasks.metrics import open_metrics
 from tasks.models.weights import content_hash
-from tasks.plan import Plan, own_job, plan, save_plan
-from tasks.progress import ProgressMeter, tell
+from tasks.plan import Plan, plan, save_plan
+from tasks.progress import STAGING, TransferNote
 from tasks.publish import publish
-from tasks.receipt import clear_away, is_published
-from tasks.request import check_request
-from tasks.stage import stage
-from tasks.upscale import upscale
+from tasks.receipt import clear_away, find_published, published
+from tasks.request import UpscaleRequest, check_request, check_scratch, check_settings, scratch_folder
+from tasks.scratch import note_job, own_job
+from tasks.stage import Source, held, look_at, on_mount, stage, staging_note
+from tasks.store.address import uri_of
+from tasks.store.settings import StoreSettings
+from tasks.track import JobTracker, tracked
 from tasks.verify import verify
-
-#: Attempts at one chunk before the job gives up. Only failures that another attempt can mend are repeated; lost workers
-#: are not counted here, the task runner has already repeated those.
-CHUNK_ATTEMPTS: Final = 3
-
-#: Chunks that may fail for good before the others are given up too: by then it is not the chunks.
-FAILED_CHUNKS: Final = 3
 
 #: Rows of the table of chunks in the UI.
 _TABLE_ROWS: Final = 1000
-
-#: Seconds between two looks at the progress, and between two updates of the progress artifact in the UI.
-_LOOK_SECONDS: Final = 1.0
-_ARTIFACT_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +66,7 @@ class UpscaleResult:
     status: Literal["published"]
     output: str
     job_id: str
+    """Of its record in the ledger."""
     folder: str
     """The job's folder in scratch."""
     frames_in: int
@@ -103,6 +94,8 @@ class UpscaleResult:
     verified: bool
     node_seconds: dict[str, float]
     """Seconds that workers of each pool held their nodes, since the flow began."""
+    cost: float | None
+    """What these seconds cost, if the pools say what an hour does."""
     not_carried: dict[int, str]
     """Source streams that the result could not hold, and why."""
     damaged_frames: int
@@ -125,13 +118,15 @@ def _run_name() -> str:
     flow_run_name=_run_name,
     task_runner=PoolTaskRunner(pools_of_flow_run),  # type: ignore[arg-type]
     validate_parameters=True,
+    on_cancellation=[end_record],
+    on_crashed=[end_record],
 )
 def upscale_video(source: str, destination: str, options: UpscaleOptions = UpscaleOptions()) -> dict[str, Any]:  # noqa: B008
     """Upscale one video.
 
     Args:
-        source: Path of the video.
-        destination: Path of the result; its ending (.mp4, .mov, .mkv) names the container.
+        source: Path or `s3://` URI of the video.
+        destination: Path or `s3://` URI of the result; its ending (.mp4, .mov, .mkv) names the container.
         options: Scale, model, encoder and the rest.
 
     Returns:
@@ -141,52 +136,167 @@ def upscale_video(source: str, destination: str, options: UpscaleOptions = Upsca
         SuperResolutionError: The request was refused, or the job failed; nothing was published.
     """
     started = time.time()
+    store, tracking = load_store(options.store), load_tracking(options.ledger)
+    ledger = open_ledger(tracking.ledger)
+    request = options.request(source, destination)
+    seen, refusal = _seen(source, store)
+    new = new_job(seen, request, options.owner, store)
+    run_id = str(flow_run.get_id() or "")
+    name_record(run_id, new.job_id, options.ledger)
+
+    def is_done(record: JobRecord) -> bool:
+        return not (options.overwrite or options.fresh) and has_result(record, store)
+
+    try:
+        with tracked(ledger, open_metrics(tracking.metrics), new, flow_run_id=run_id, is_done=is_done) as tracker:
+            if refusal is not None:
+                raise refusal
+            result = _run(seen, request, options, store, tracker, started).to_dict()
+    except DoneBeforeError as done:
+        result = {**done.record.result, "skipped": True}
+        get_run_logger().info("%s has been upscaled with these settings: %s", source, result["output"])
+    if tracking.portal:
+        create_link_artifact(f"{tracking.portal}/jobs/{new.job_id}/result", "Result, for the owner", key="link")
+    return result
+
+
+def _seen(source: str, store: StoreSettings) -> tuple[Source, SuperResolutionError | None]:
+    """The source; one that is not there has no version, and the error says why."""
+    try:
+        return look_at(source, store), None
+    except (SourceError, StoreError) as refusal:
+        return Source(uri_of(source), "", 0), refusal
+
+
+def _run(
+    source: Source,
+    request: UpscaleRequest,
+    options: UpscaleOptions,
+    store: StoreSettings,
+    tracker: JobTracker,
+    started: float,
+) -> UpscaleResult:
     logger = get_run_logger()
-    request = options.request(stage.fn(source), destination)
     site = site_of_flow_run(options)
-    checked = check_request(replace(request, scratch=request.scratch or site.scratch), site.capacity)
-    job = plan(checked, content_hash(checked.card))
-    logger.info(
-        "%s: %d frames %dx%d at %s fps -> %dx%d with %s in %d chunks",
-        Path(source).name, job.frames, job.facts.width, job.facts.height, job.table.rate,
-        job.target.width, job.target.height, job.card.name, len(job.chunks),
-    )  # fmt: skip
-    for index, reason in job.carried.left_out.items():
-        logger.warning("stream %d is left out: %s", index, reason)
-    cluster = cluster_of_flow_run()
-    with own_job(job.folder, fresh=options.fresh):
-        job = _calibrated(job)
-        path = str(save_plan(job))
-        reports: list[StageReport] = []
-        reused = list(job.chunks)
-        if not is_published(job.folder, job.request.destination_path):
-            reused = [chunk for chunk in job.chunks if is_encoded(job, chunk)]
-            meter = _Meter(job)
-            missing = [chunk for chunk in job.chunks if chunk not in reused]
-            reports = _run_chunks(job, path, missing, site.capacity.window, meter)
-            meter.report("assembling")
-            muxed = assemble.submit(path).result()
-            meter.report("verifying")
-            verify.submit(path, muxed).result()
-            meter.report("publishing")
-            publish.submit(path).result()
-            meter.report("done")
-        result = _summarise(job, reports, len(reused), started, cluster.leases.node_seconds(started))
-        _show_workers(reports, options.timeline)
-        create_markdown_artifact(_report(result), key="result", description=f"Result of {Path(source).name}")
-    clear_away(job.folder)
+    scratch = scratch_folder(request.scratch or site.scratch)
+    request = replace(request, scratch=str(scratch))
+    check_settings(request, store)
+    check_scratch(scratch)
+    with _staged(source, request, store, tracker) as path:
+        checked = check_request(replace(request, source=path), site.capacity, store)
+        job = plan(checked, content_hash(checked.card))
+        logger.info(
+            "%s: %d frames %dx%d at %s fps -> %dx%d with %s in %d chunks",
+            Path(source.uri).name, job.frames, job.facts.width, job.facts.height, job.table.rate,
+            job.target.width, job.target.height, job.card.name, len(job.chunks),
+        )  # fmt: skip
+        for index, reason in job.carried.left_out.items():
+            logger.warning("stream %d is left out: %s", index, reason)
+        tracker.note(
+            probe=job.facts.to_dict(),
+            model=job.card.name,
+            model_hash=job.model_hash,
+            work_folder=str(job.folder),
+            frames_total=job.frames,
+        )
+        cluster = cluster_of_flow_run()
+        with _cleared_if_in_vain(job.folder), own_job(job.folder, fresh=options.fresh):
+            note_job(job.folder, tracker.record.job_id)
+            job = _calibrated(job)
+            path = str(save_plan(job))
+            reports: list[StageReport] = []
+            reused = list(job.chunks)
+            output = published(job.folder, job.destination)
+            if output is None:
+                reused = [chunk for chunk in job.chunks if is_encoded(job, chunk)]
+                meter = Meter(job, tracker)
+                missing = [chunk for chunk in job.chunks if chunk not in reused]
+                reports = run_chunks(job, path, missing, site.capacity.window, meter, tracker)
+                output = _finish(job, path, source, meter, tracker)
+                meter.report("done")
+            node_seconds = cluster.leases.node_seconds(started)
+            result = _summarise(
+                job, output, tracker.record.job_id, reports, len(reused), started, node_seconds, site.cost(node_seconds)
+            )
+            tracker.publish(
+                output,
+                frames_done=job.frames,
+                node_seconds=node_seconds,
+                cost=result.cost,
+                result=result.to_dict(),
+            )
+            _show_workers(reports, options.timeline)
+            create_markdown_artifact(_report(result), key="result", description=f"Result of {Path(source.uri).name}")
+        clear_away(job.folder)
     logger.info("published %s: %d frames, verified", result.output, result.frames_out)
-    return result.to_dict()
+    return result
+
+
+@contextmanager
+def _cleared_if_in_vain(folder: Path) -> Iterator[None]:
+    """Keep no chunks of a source with which another attempt would fail too."""
+    try:
+        yield
+    except (SourceError, FrameError):
+        clear_away(folder)
+        raise
+
+
+@contextmanager
+def _staged(source: Source, request: UpscaleRequest, store: StoreSettings, tracker: JobTracker) -> Iterator[str]:
+    """Have the source where all workers can read it while the block runs.
+
+    Yields:
+        Its path.
+    """
+    tracker.reach(JobState.STAGING)
+    if not source.is_stored:
+        yield source.uri
+        return
+    destination = destination_of(request.destination, store)
+    destination.check(None, overwrite=request.overwrite or find_published(Path(request.scratch or ""), destination))
+    if (visible := on_mount(source, store)) is not None:
+        get_run_logger().info("%s is visible at %s and is not copied", source.uri, visible)
+        yield str(visible)
+        return
+    began, scratch = time.monotonic(), Path(request.scratch or "")
+    with held(source, scratch, tracker.record.job_id):
+        future = stage.submit(source, str(scratch), store)
+        watch_transfer(future, TransferNote(staging_note(source, scratch)), STAGING)
+        path = future.result()
+        tracker.phase_took("stage", time.monotonic() - began)
+        yield path
+
+
+def _finish(job: Plan, path: str, source: Source, meter: Meter, tracker: JobTracker) -> Output:
+    """Assemble, verify and publish."""
+    tracker.reach(JobState.ENCODING)
+    began = time.monotonic()
+    meter.report("assembling")
+    muxed = result_of_task(assemble.submit(path))
+    tracker.phase_took("assemble", (assembled := time.monotonic()) - began)
+    tracker.reach(JobState.VERIFYING)
+    meter.report("verifying")
+    result_of_task(verify.submit(path, muxed))
+    tracker.phase_took("verify", (verified := time.monotonic()) - assembled)
+    meter.report("publishing")
+    record = tracker.record
+    notes = {"source": source.uri, "source-version": source.version, "job": record.job_id}
+    future = publish.submit(path, {**notes, "model": job.card.name, "model-hash": job.model_hash})
+    watch_transfer(future, TransferNote(job.publishing), meter.seen)
+    output = future.result()
+    tracker.phase_took("publish", time.monotonic() - verified)
+    return output
 
 
 def _calibrated(job: Plan) -> Plan:
     """With what `int8` needs to know, if that was asked for and is good enough for the video."""
     wanted = job.request.precision == "int8" and job.frames > 1  # One frame has nothing to be tested on.
-    if not wanted or is_published(job.folder, job.request.destination_path):
+    if not wanted or published(job.folder, job.destination):
         return job
     path, logger = str(save_plan(job)), get_run_logger()
     sampled = [sample.submit(path)] if job.known_verdict() is None else []
-    found = calibrate.submit(path, return_state=False, wait_for=sampled).result()
+    found = result_of_task(calibrate.submit(path, return_state=False, wait_for=sampled))
     if found is None:
         logger.warning("int8 is for CPUs; this job runs on a GPU, in fp16")
         return replace(job, request=replace(job.request, precision="auto"))
@@ -197,119 +307,15 @@ def _calibrated(job: Plan) -> Plan:
     return replace(job, calibrated=found)
 
 
-class _Meter:
-    """Progress to whoever watches: the command line once a second, the UI every few seconds."""
-
-    def __init__(self, job: Plan) -> None:
-        self._meter = ProgressMeter(job)
-        # Typed as maybe a coroutine; in a flow that is not async it is the identifier.
-        self._artifact = cast(UUID, create_progress_artifact(0.0, key="progress", description="Frames upscaled"))
-        self._updated = time.monotonic()
-        self._looked = 0.0
-        self.report("upscaling")
-
-    def report(self, phase: str) -> None:
-        if phase == "upscaling" and time.monotonic() - self._looked < _LOOK_SECONDS:
-            return
-        self._looked = time.monotonic()
-        progress = self._meter.look(phase)
-        tell(progress)
-        if time.monotonic() - self._updated >= _ARTIFACT_SECONDS or phase == "done":
-            self._updated = time.monotonic()
-            update_progress_artifact(self._artifact, 100.0 * progress.frames_done / progress.frames_total)
-
-
-@dataclass
-class _ChunkRun:
-    """One attempt at one chunk: its three futures, in order."""
-
-    chunk: Chunk
-    attempt: int
-    futures: tuple[PrefectFuture[StageReport], ...]
-
-
-def _run_chunks(job: Plan, path: str, chunks: list[Chunk], window: int, meter: _Meter) -> list[StageReport]:
-    """Stream chunks through the stages in plan order, at most `window` at a time.
-
-    A chunk that fails for good does not stop the others: what they finish need not be done again.
-
-    Raises:
-        SuperResolutionError: A chunk failed for good; carries the error of the first one.
-    """
-    waiting = deque((chunk, 1) for chunk in chunks)
-    settled: queue.SimpleQueue[_ChunkRun] = queue.SimpleQueue()
-    reports: list[StageReport] = []
-    failures: list[BaseException] = []
-    running = 0
-    while waiting or running:
-        while waiting and running < window:
-            _submit(job, path, *waiting.popleft(), settled.put)
-            running += 1
-        meter.report("upscaling")
-        try:
-            run = settled.get(timeout=_LOOK_SECONDS)
-        except queue.Empty:
-            continue
-        running -= 1
-        failure = _failure(run)
-        if failure is None:
-            reports += [future.result() for future in run.futures]
-        elif run.attempt < CHUNK_ATTEMPTS and isinstance(failure, ChunkFileError | FfmpegError):
-            get_run_logger().warning(
-                "chunk %d (frames %d-%d), attempt %d: %s",
-                run.chunk.index,
-                run.chunk.first,
-                run.chunk.last,
-                run.attempt,
-                failure,
-            )
-            waiting.appendleft((run.chunk, run.attempt + 1))
-        else:
-            failures.append(_naming(run.chunk, run.attempt, failure))
-            get_run_logger().error("chunk %d failed for good: %s", run.chunk.index, failures[-1])
-            # What is wrong with the source or the model is wrong for all chunks.
-            if not isinstance(failure, PoolError | ChunkFileError | FfmpegError) or len(failures) == FAILED_CHUNKS:
-                break
-    if failures:
-        raise failures[0]
-    return reports
-
-
-def _submit(job: Plan, path: str, chunk: Chunk, attempt: int, settled: Callable[[_ChunkRun], None]) -> None:
-    label = f"{chunk.index + 1}/{len(job.chunks)} frames {chunk.first}-{chunk.last}"
-    extracted = extract.submit(path, chunk.index, label)
-    upscaled = upscale.submit(path, chunk.index, label, return_state=False, wait_for=[extracted])
-    encoded = encode.submit(path, chunk.index, label, return_state=False, wait_for=[upscaled])
-    run = _ChunkRun(chunk, attempt, (extracted, upscaled, encoded))
-    encoded.add_done_callback(lambda _: settled(run))
-
-
-def _failure(run: _ChunkRun) -> BaseException | None:
-    """The error of the first stage that failed; later stages only say that they could not start."""
-    for future in run.futures:
-        future.wait()
-        if not future.state.is_completed():
-            outcome = future.state.result(raise_on_failure=False)
-            if isinstance(outcome, BaseException):
-                return outcome
-            return PoolError(f"task run {future.task_run_id} ended {future.state.name}: {future.state.message}")
-    return None
-
-
-def _naming(chunk: Chunk, attempt: int, failure: BaseException) -> BaseException:
-    """The chunk's own error if it is one of ours, else one that names the chunk."""
-    if isinstance(failure, SuperResolutionError):
-        return failure
-    named = PoolError(
-        f"chunk {chunk.index} (frames {chunk.first}-{chunk.last}) failed after {attempt} attempts: {failure}",
-        "Run the same command again to continue from the finished chunks",
-    )
-    named.__cause__ = failure
-    return named
-
-
 def _summarise(
-    job: Plan, reports: list[StageReport], reused: int, started: float, node_seconds: dict[str, float]
+    job: Plan,
+    output: Output,
+    job_id: str,
+    reports: list[StageReport],
+    reused: int,
+    started: float,
+    node_seconds: dict[str, float],
+    cost: float | None,
 ) -> UpscaleResult:
     upscaled = [report for report in reports if report.stage == "upscale" and not report.was_reused]
     begun = min((report.started for report in upscaled), default=time.time())
@@ -317,8 +323,8 @@ def _summarise(
     frames = sum(job.chunks[report.chunk].frames for report in upscaled)
     return UpscaleResult(
         status="published",
-        output=str(job.request.destination_path),
-        job_id=job.key,
+        output=output.uri,
+        job_id=job_id,
         folder=str(job.folder),
         frames_in=job.frames + job.damaged_frames,
         frames_out=job.frames,
@@ -337,6 +343,7 @@ def _summarise(
         kept=round(sum(report.kept * job.chunks[report.chunk].frames for report in upscaled) / max(1, frames), 4),
         verified=True,
         node_seconds=node_seconds,
+        cost=cost,
         not_carried=job.carried.left_out,
         damaged_frames=job.damaged_frames,
     )

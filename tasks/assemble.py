@@ -8,6 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.errors import VerificationError
+from tasks.failures import at
 from tasks.media.encoders import read_encoded
 from tasks.media.mux import MuxReport, mux
 from tasks.plan import Plan, load_plan
@@ -16,7 +17,8 @@ from tasks.plan import Plan, load_plan
 @task(name="assemble", tags={"pool:cpu"}, cache_policy=NO_CACHE)
 def assemble(plan: str) -> MuxReport:
     """Write the result of the plan at path `plan` into the job's folder."""
-    return assemble_result(load_plan(Path(plan)))
+    with at("assemble"):
+        return assemble_result(load_plan(Path(plan)))
 
 
 def assemble_result(plan: Plan) -> MuxReport:

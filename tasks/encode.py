@@ -12,6 +12,7 @@ from tasks.chunk_report import StageReport
 from tasks.chunks import Chunk
 from tasks.cores import usable_cores
 from tasks.errors import ChunkFileError
+from tasks.failures import at
 from tasks.media.chunk_file import remove_leftover
 from tasks.media.encoders import encode_chunk, read_encoded
 from tasks.plan import Plan, load_plan
@@ -21,7 +22,8 @@ from tasks.plan import Plan, load_plan
 def encode(plan: str, index: int, label: str) -> StageReport:
     """Make the encoded chunk `index` of the plan at path `plan`."""
     loaded = load_plan(Path(plan))
-    return encode_upscaled(loaded, loaded.chunks[index])
+    with at("encode", chunk := loaded.chunks[index]):
+        return encode_upscaled(loaded, chunk)
 
 
 def encode_upscaled(plan: Plan, chunk: Chunk) -> StageReport:

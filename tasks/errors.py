@@ -7,7 +7,7 @@ the file, stream, frame or chunk concerned and ends with the remedy.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class SuperResolutionError(Exception):
@@ -89,7 +89,7 @@ class FrameError(SuperResolutionError):
         self.frame = frame
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild_frame_error, (type(self), self.problem, self.remedy, self.frame))
+        return (_rebuild_frame_error, (type(self), self.problem, self.remedy, self.frame), self.__dict__)
 
 
 class ChunkFileError(SuperResolutionError):
@@ -132,6 +132,25 @@ class AccessError(SuperResolutionError):
 
     kind = "access"
     exit_code = 15
+
+
+class LibraryError(SuperResolutionError):
+    """Some videos of a library failed.
+
+    Args:
+        problem: How many.
+        rows: What became of each video.
+    """
+
+    kind = "library"
+    exit_code = 16
+
+    def __init__(self, problem: str, rows: list[dict[str, Any]]) -> None:
+        super().__init__(problem, "See the reasons in the table; what lies in the videos is not tried again by itself")
+        self.rows = rows
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (LibraryError, (self.problem, self.rows), self.__dict__)
 
 
 def _rebuild_frame_error(cls: type[FrameError], problem: str, remedy: str | None, frame: int | None) -> FrameError:

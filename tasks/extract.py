@@ -12,6 +12,7 @@ from tasks.chunk_report import StageReport
 from tasks.chunks import Chunk
 from tasks.cores import usable_cores
 from tasks.errors import ChunkFileError
+from tasks.failures import at
 from tasks.media.chunk_file import ChunkWriter, is_valid
 from tasks.media.decode import decode_frames
 from tasks.plan import Plan, load_plan
@@ -21,7 +22,8 @@ from tasks.plan import Plan, load_plan
 def extract(plan: str, index: int, label: str) -> StageReport:
     """Make the extracted chunk file of chunk `index` of the plan at path `plan`, unless a later stage is done."""
     loaded = load_plan(Path(plan))
-    return extract_chunk(loaded, loaded.chunks[index])
+    with at("extract", chunk := loaded.chunks[index]):
+        return extract_chunk(loaded, chunk)
 
 
 def extract_chunk(plan: Plan, chunk: Chunk) -> StageReport:
@@ -45,4 +47,4 @@ def extract_chunk(plan: Plan, chunk: Chunk) -> StageReport:
             raise ChunkFileError(
                 f"{path}: {len(writer)} of {chunk.frames} frames were decoded", "Run the same command again"
             )
-    return StageReport("extract", chunk.index, started, time.time() - started)
+    return StageReport("extract", chunk.index, started, time.time() - started, bytes=path.stat().st_size)

@@ -7,16 +7,14 @@ is named by a key of its own: what went into it and the version of the code that
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import xxhash
@@ -24,9 +22,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.chunks import Chunk, lay_out
-from tasks.errors import ScratchError, SourceError
+from tasks.destinations import LocalFile, StoredObject, destination_of
+from tasks.errors import SourceError
 from tasks.media import ffmpeg
-from tasks.media.chunk_file import MAGIC, remove_leftover
+from tasks.media.chunk_file import MAGIC
 from tasks.media.decode import decodable_times
 from tasks.media.encoders import ENCODE_VERSION, EncoderProfile, group_frames
 from tasks.media.mux import Carried
@@ -36,6 +35,7 @@ from tasks.media.timestamps import FrameTable, refuse_cut_off, scan_packets
 from tasks.models.calibration import Verdict
 from tasks.models.cards import ModelCard, find_model
 from tasks.request import CheckedRequest, UpscaleRequest
+from tasks.store.settings import StoreSettings
 
 #: Versions of what the extract and upscale stages write; part of every chunk key. Raise one when its output changes.
 EXTRACT_VERSION: Final = 1
@@ -62,6 +62,8 @@ class Plan:
     carried: Carried
     damaged_frames: int
     """Frames that the source announces and `--salvage` leaves out."""
+    store: StoreSettings = field(default_factory=StoreSettings)
+    """How to reach S3, for results that go there."""
     calibrated: Verdict | None = None
     """What was found about `int8`, if that was asked for."""
 
@@ -72,6 +74,10 @@ class Plan:
     @property
     def card(self) -> ModelCard:
         return find_model(self.model)
+
+    @property
+    def destination(self) -> LocalFile | StoredObject:
+        return destination_of(self.request.destination, self.store)
 
     def extracted(self, chunk: Chunk) -> Path:
         """Chunk file of decoded frames."""
@@ -116,6 +122,11 @@ class Plan:
             return None
         found = Verdict(**json.loads(self.verdict.read_text()))
         return found if (self.folder / found.file).exists() else None
+
+    @property
+    def publishing(self) -> Path:
+        """Where the progress of an upload is noted."""
+        return self.folder / "publish.progress"
 
     @property
     def result(self) -> Path:
@@ -198,6 +209,7 @@ def make_plan(checked: CheckedRequest, model_hash: str) -> Plan:
         muxer=checked.muxer,
         carried=checked.carried,
         damaged_frames=damaged,
+        store=checked.store,
     )
 
 
@@ -221,6 +233,7 @@ def save_plan(plan: Plan) -> Path:
         "muxer": plan.muxer,
         "carried": asdict(plan.carried),
         "damaged_frames": plan.damaged_frames,
+        "store": asdict(plan.store),
         "calibrated": asdict(plan.calibrated) if plan.calibrated else None,
     }
     path = plan.folder / f"plan-{_digest([record, plan.table.pts.tobytes().hex()])[:12]}.json"
@@ -255,6 +268,7 @@ def load_plan(path: Path) -> Plan:
         muxer=record["muxer"],
         carried=Carried(tuple(carried["indexes"]), {int(key): why for key, why in carried["left_out"].items()}),
         damaged_frames=record["damaged_frames"],
+        store=StoreSettings.from_dict(record["store"]),
         calibrated=Verdict(**record["calibrated"]) if record["calibrated"] else None,
     )
 
@@ -272,44 +286,6 @@ def _facts_from_dict(data: dict[str, Any]) -> SourceFacts:
             "sample_aspect_ratio": Fraction(data["sample_aspect_ratio"]),
         }
     )
-
-
-@contextmanager
-def own_job(folder: Path, *, fresh: bool = False) -> Iterator[None]:
-    """Create a job's folder and hold it for this process; unfinished files of earlier attempts are removed.
-
-    Args:
-        folder: The job's folder.
-        fresh: Remove finished chunks too.
-
-    Raises:
-        ScratchError: Another process works on the same job, or the folder cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock: IO[str] = (folder / "lock").open("a+")
-    except OSError as error:
-        raise ScratchError(
-            f"cannot use scratch folder {folder} ({error.strerror})", "Choose another --scratch"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            raise ScratchError(
-                f"the same job is already running (process {lock.read().strip() or 'unknown'})",
-                "Wait for it or stop it first",
-            ) from error
-        lock.seek(0)
-        lock.truncate()
-        lock.write(str(os.getpid()))
-        lock.flush()
-        for leftover in folder.glob("*" if fresh else "*.partial*"):
-            if leftover.name == "lock":
-                continue
-            remove_leftover(leftover)
-        yield
 
 
 @task(name="plan", tags={"pool:cpu"}, cache_policy=NO_CACHE)

@@ -9,15 +9,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from tasks.plan import Plan
 
 #: Seconds over which the speed is averaged: short enough to follow a change, long enough to be steady.
 _SPEED_WINDOW: Final = 60.0
+
+#: Seconds between two notes about a transfer.
+_NOTE_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,21 @@ class Progress:
     eta_seconds: float | None
     """Time to the last upscaled frame at the measured speed."""
     phase: str
-    """`upscaling`, `assembling`, `verifying`, `publishing` or `done`."""
+    """`staging`, `upscaling`, `assembling`, `verifying`, `publishing` or `done`."""
+    bytes_done: int = 0
+    """Of the source while it is staged, of the result while it is published."""
+    bytes_total: int = 0
+
+    @property
+    def share(self) -> float:
+        """0 to 1: of the bytes while some are under way, else of the frames."""
+        if self.bytes_total:
+            return self.bytes_done / self.bytes_total
+        return self.frames_done / self.frames_total if self.frames_total else 0.0
+
+
+#: Of a job whose source is still under way.
+STAGING: Final = Progress(0, 0, 0, 0, None, None, "staging")
 
 
 class ProgressMeter:
@@ -99,6 +117,33 @@ class ProgressMeter:
                     except FileNotFoundError:
                         complete.add(name)  # Renamed since it was listed.
         return complete, writing
+
+
+class TransferNote:
+    """Progress of a transfer, left in a file by the worker that does it for whoever watches the job.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._written = 0.0
+
+    def write(self, done: int, total: int) -> None:
+        """Note bytes done and bytes in all, at most twice a second."""
+        if done == total or time.monotonic() - self._written > _NOTE_SECONDS:
+            self._written = time.monotonic()
+            with suppress(OSError):  # The transfer itself is what matters.
+                self._path.write_text(f"{done} {total}")
+
+    def read(self) -> tuple[int, int]:
+        """Bytes done and bytes in all; zeros where nothing is known."""
+        try:
+            done, total = self._path.read_text().split()
+            return int(done), int(total)
+        except (OSError, ValueError):
+            return 0, 0
 
 
 Observer = Callable[[Progress], None]

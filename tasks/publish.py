@@ -2,60 +2,43 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.errors import DestinationError
+from tasks.destinations import Output
+from tasks.failures import at
 from tasks.media.encoders import file_digest
 from tasks.plan import Plan, load_plan
-from tasks.receipt import write_receipt
-from tasks.request import check_destination
+from tasks.progress import TransferNote
+from tasks.receipt import published, write_receipt
 
 
 @task(name="publish", tags={"pool:cpu"}, cache_policy=NO_CACHE)
-def publish(plan: str) -> str:
-    """Move the result of the plan at path `plan` to its destination."""
-    return publish_result(load_plan(Path(plan)))
+def publish(plan: str, notes: dict[str, str]) -> Output:
+    """Bring the result of the plan at path `plan` to its destination; `notes` are kept beside an object."""
+    with at("publish"):
+        return publish_result(load_plan(Path(plan)), notes)
 
 
-def publish_result(plan: Plan) -> str:
-    """Link or copy the result beside its destination, check the copy, and rename it.
-
-    Returns:
-        The path of the published file.
+def publish_result(plan: Plan, notes: dict[str, str]) -> Output:
+    """Check the destination once more, leave a receipt, and put the result there.
 
     Raises:
-        DestinationError: It appeared meanwhile, or cannot be written.
+        DestinationError: Something appeared there meanwhile, or it cannot be written.
+        StoreError: The store failed for too long, or gives something else back.
     """
-    destination = plan.request.destination_path
-    check_destination(Path(plan.facts.path), destination, plan.request.overwrite)
+    destination = plan.destination
+    if (output := published(plan.folder, destination)) is not None:  # By a worker that was lost right after it.
+        return output
+    destination.check(Path(plan.facts.path), overwrite=plan.request.overwrite)
     digest = file_digest(plan.result)
-    partial = destination.with_name(f".{destination.name}.{plan.key}.partial")
-    try:
-        _place(plan.result, partial)
-        if file_digest(partial) != digest:
-            raise DestinationError(f"{destination} reads back differently from what was written", "Check the disk")
-        write_receipt(plan.folder, destination, digest)
-        os.replace(partial, destination)
-    except OSError as error:
-        raise DestinationError(
-            f"cannot write {destination} ({error.strerror})", "Check space and permissions"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return str(destination)
-
-
-def _place(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`, or a copy of it where they are on different file systems."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-    with target.open("rb") as file:
-        os.fsync(file.fileno())
+    write_receipt(plan.folder, destination, digest)
+    return destination.put(
+        plan.result,
+        digest,
+        overwrite=plan.request.overwrite,
+        notes=notes,
+        progress=TransferNote(plan.publishing).write,
+    )

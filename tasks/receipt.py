@@ -1,6 +1,6 @@
 """The receipt of a published result: lets a command repeated after a crash see that its work is already there.
 
-A job writes it into its folder in scratch just before the result gets its name. The folder goes away at the end of
+A job writes it into its folder in scratch just before it publishes its result. The folder goes away at the end of
 the job, for the command line (`kept_receipts`) at the end of the command. So a receipt that is found belongs to a
 command that was killed between those two moments.
 """
@@ -9,39 +9,45 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from tasks.media.chunk_file import remove_leftover
-from tasks.media.encoders import file_digest
+from tasks.destinations import Destination, Output
+from tasks.scratch import give_up
 
 NAME = "receipt.json"
 
 _kept: ContextVar[bool] = ContextVar("kept", default=False)
 
 
-def write_receipt(folder: Path, destination: Path, digest: str) -> None:
+def write_receipt(folder: Path, destination: Destination, digest: str) -> None:
     """Record that the job in `folder` publishes a file with hash `digest` (XXH3, 128 bits) at `destination`."""
     partial = folder / f"{NAME}.partial"
-    partial.write_text(json.dumps({"destination": str(destination), "digest": digest}))
+    partial.write_text(json.dumps({"destination": destination.uri, "digest": digest}))
     os.replace(partial, folder / NAME)
 
 
-def is_published(folder: Path, destination: Path) -> bool:
-    """Whether the job in `folder` published what lies at `destination` now."""
+def published(folder: Path, destination: Destination) -> Output | None:
+    """What lies at `destination` now, if the job in `folder` published it.
+
+    Raises:
+        SuperResolutionError: The store cannot be asked, so nobody knows.
+    """
     try:
         receipt = json.loads((folder / NAME).read_text())
-        return receipt["destination"] == str(destination) and receipt["digest"] == file_digest(destination)
+        if receipt["destination"] != destination.uri:
+            return None
+        found = destination.found()
+        return found if found is not None and found.digest == receipt["digest"] else None
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
 
 
-def find_published(scratch: Path, destination: Path) -> bool:
+def find_published(scratch: Path, destination: Destination) -> bool:
     """Whether any interrupted job in `scratch` published what lies at `destination` now."""
-    return any(is_published(path.parent, destination) for path in scratch.glob(f"*/{NAME}"))
+    return any(published(path.parent, destination) for path in scratch.glob(f"*/{NAME}"))
 
 
 @contextmanager
@@ -55,11 +61,5 @@ def kept_receipts() -> Iterator[None]:
 
 
 def clear_away(folder: Path) -> None:
-    """Remove the folder of a job whose result is published. What cannot be removed does not make the job fail."""
-    if not _kept.get():
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    with suppress(OSError):
-        for path in folder.iterdir():
-            if path.name != NAME:
-                remove_leftover(path)
+    """Remove the folder of a job that has ended, unless somebody works in it; what cannot be removed stays."""
+    give_up(folder, keep=(NAME,) if _kept.get() else ())

@@ -6,6 +6,7 @@ line can refuse bad input at once; the flow runs the same check as its first ste
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -15,18 +16,24 @@ from pathlib import Path
 from typing import Any, Final
 
 from tasks.chunks import Capacity, chunk_limit
-from tasks.errors import DestinationError, ScratchError, SettingsError
+from tasks.destinations import LocalFile, StoredObject, destination_of
+from tasks.errors import ModelError, ScratchError, SettingsError
 from tasks.media.encoders import EncoderProfile, find_profile, group_frames
 from tasks.media.mux import Carried, muxer_of, plan_carried
 from tasks.media.pixels import PictureFormat
 from tasks.media.probe import LARGEST_SIDE, SourceFacts, probe, refuse_unsupported
 from tasks.media.timestamps import refuse_cut_off, scan_packets
 from tasks.models.cards import ModelCard, all_cards, find_model
-from tasks.models.weights import locate
+from tasks.models.weights import content_hash, is_present, locate
 from tasks.receipt import find_published
+from tasks.store.settings import StoreSettings
+
+#: S3 as the credentials of this machine reach it.
+_OWN_STORE: Final = StoreSettings()
 
 #: Stands for "the bundled model that fits the scale".
 DEFAULT_MODEL: Final = "compact"
+_BUNDLED: Final = ("compact-x2", "compact-x4")
 
 #: What a network may be computed in.
 PRECISIONS: Final = ("auto", "fp32", "fp16", "bf16", "int8")
@@ -38,6 +45,12 @@ LARGEST_SCALE: Final = 4
 #: Differences in code values above this are seen by everybody.
 LARGEST_TOLERANCE: Final = 16
 
+#: Bytes written to see whether that is possible: a full disk and an exhausted quota let empty files be made.
+_SCRATCH_SAMPLE: Final = 1 << 16
+
+#: Files that the smallest jobs make, with some to spare.
+_SCRATCH_FILES: Final = 100
+
 #: Bytes per pixel of encoded video, generously (about 10 times a streaming service's).
 _ENCODED_BYTES_PER_PIXEL: Final = {"h264": 0.08, "h265": 0.06, "ffv1": 0.8}
 
@@ -47,9 +60,9 @@ class UpscaleRequest:
     """One video in, one upscaled video out."""
 
     source: str
-    """Path of the video."""
+    """Path of the video, where all nodes can read it."""
     destination: str
-    """Path of the result; its ending names the container."""
+    """Path or `s3://` URI of the result; its ending names the container."""
     scale: int | None = None
     """Factor 2, 3 or 4; 2 when `height` is not given either."""
     height: int | None = None
@@ -79,14 +92,22 @@ class UpscaleRequest:
     def source_path(self) -> Path:
         return Path(self.source).expanduser().resolve()
 
-    @property
-    def destination_path(self) -> Path:
-        """Absolute; a link at the destination itself is replaced, not followed."""
-        path = Path(self.destination).expanduser()
-        return path.parent.resolve() / path.name
-
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def settings(self) -> dict[str, Any]:
+        """All that the result depends on besides the source: two requests with equal ones have equal results."""
+        names = ("scale", "height", "model", "denoise", "encoder", "precision", "tolerance", "salvage")
+        return {**{name: getattr(self, name) for name in names}, "weights": self._weights()}
+
+    def _weights(self) -> str:
+        """Hash of the weights; of both where the size of the video chooses. Empty for a model that there is not."""
+        bundled = self.model == DEFAULT_MODEL
+        try:
+            cards = [_card(self, name) for name in (_BUNDLED if bundled else (self.model,))]
+        except (ModelError, SettingsError):
+            return ""
+        return "-".join(content_hash(card)[:16] for card in cards)
 
 
 @dataclass(frozen=True)
@@ -103,6 +124,8 @@ class CheckedRequest:
     carried: Carried
     scratch: Path
     capacity: Capacity
+    destination: LocalFile | StoredObject
+    store: StoreSettings
 
     @property
     def factor(self) -> Fraction:
@@ -128,6 +151,43 @@ def scratch_folder(named: str | None = None) -> Path:
     return Path(chosen).expanduser().absolute()
 
 
+def check_scratch(scratch: Path) -> Path:
+    """Refuse a scratch folder that cannot be written.
+
+    Returns:
+        The folder, or the first one above it that exists.
+
+    Raises:
+        ScratchError: It is not writable, is full, or knows no locks.
+    """
+    try:
+        existing = next(folder for folder in (scratch, *scratch.parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(b"0" * _SCRATCH_SAMPLE)
+            file.flush()
+            _check_locks(file.fileno(), scratch)
+        room = os.statvfs(existing)
+    except OSError as error:
+        raise ScratchError(
+            f"cannot write into scratch {scratch} ({error.strerror})", "Make room, or choose another --scratch"
+        ) from error
+    if room.f_files and room.f_favail < _SCRATCH_FILES:  # Some file systems do not count.
+        raise ScratchError(
+            f"scratch {scratch} has room for only {room.f_favail} more files",
+            "Remove some, or choose another --scratch",
+        )
+    return existing
+
+
+def _check_locks(file: int, scratch: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ScratchError(
+            f"scratch {scratch} knows no locks ({error.strerror})", "Mount it with them: Lustre with -o flock"
+        ) from error
+
+
 def check_content(checked: CheckedRequest) -> None:
     """Refuse a source that its packets show to be unfit. Reads the whole file once, decodes nothing.
 
@@ -141,13 +201,36 @@ def check_content(checked: CheckedRequest) -> None:
         refuse_cut_off(checked.facts, scan)
 
 
-def check_request(request: UpscaleRequest, capacity: Capacity | None = None) -> CheckedRequest:
+def check_settings(request: UpscaleRequest, store: StoreSettings = _OWN_STORE) -> None:
+    """Check what can be checked without the video.
+
+    Raises:
+        SettingsError: A setting is out of range, contradicts another, or is not for the model.
+        ModelError: The model is unknown or its weights are not there.
+    """
+    _check_numbers(request)
+    profile, name = find_profile(request.encoder), destination_of(request.destination, store).file_name
+    muxer_of(name)
+    if name.suffix.lower().removeprefix(".") not in profile.containers:
+        endings = ", ".join("." + ending for ending in profile.containers)
+        raise SettingsError(f"{name}: this container cannot hold {profile.name}", f"End the name with {endings}")
+    if request.model != DEFAULT_MODEL:
+        card = _card(request, request.model)
+        _check_precision(request, card)
+        if not is_present(card):
+            locate(card)  # Says what is missing; whether the file is the right one, `check_request` finds out.
+
+
+def check_request(
+    request: UpscaleRequest, capacity: Capacity | None = None, store: StoreSettings = _OWN_STORE
+) -> CheckedRequest:
     """Check everything that can be checked without decoding the video.
 
     Args:
         request: What is asked for.
         capacity: What the workers can do at one time; decides how long chunks are and how many exist at one time. By
             default, that of this machine without a GPU.
+        store: How to reach S3, where the destination is there.
 
     Raises:
         SettingsError: A setting is out of range, contradicts another, or is not for the model.
@@ -157,30 +240,27 @@ def check_request(request: UpscaleRequest, capacity: Capacity | None = None) -> 
         ModelError: The model is unknown or its weights are not there.
         ScratchError: Scratch is not writable or too small.
     """
-    _check_numbers(request)
+    check_settings(request, store)
     profile = find_profile(request.encoder)
-    source, destination = request.source_path, request.destination_path
+    source, destination = request.source_path, destination_of(request.destination, store)
     facts = probe(source)
     refuse_unsupported(facts)
-    muxer = muxer_of(destination)
-    if destination.suffix.lower().removeprefix(".") not in profile.containers:
-        endings = ", ".join("." + ending for ending in profile.containers)
-        raise SettingsError(
-            f"{destination.name}: this container cannot hold {profile.name}", f"End the name with {endings}"
-        )
+    muxer = muxer_of(destination.file_name)
     # Other encoders write these into the stream itself; with ffv1 they do not survive joining.
     if profile.name == "ffv1" and (facts.sample_aspect_ratio != 1 or facts.colour.full_range):
         trait = "full range" if facts.colour.full_range else f"samples of shape {facts.sample_aspect_ratio}"
         raise SettingsError(f"{facts.path} has {trait}, which profile ffv1 cannot store", "Choose another --encoder")
     scratch = scratch_folder(request.scratch)
-    check_destination(source, destination, request.overwrite or find_published(scratch, destination))
+    destination.check(source, overwrite=request.overwrite or find_published(scratch, destination))
     target = _target_picture(request, facts)
     card = _choose_model(request, Fraction(target.height, facts.height))
     _check_precision(request, card)
     weights = locate(card)
     carried = plan_carried(facts, muxer)
     capacity = capacity or Capacity()
-    checked = CheckedRequest(request, facts, card, weights, profile, target, muxer, carried, scratch, capacity)
+    checked = CheckedRequest(
+        request, facts, card, weights, profile, target, muxer, carried, scratch, capacity, destination, store
+    )
     _check_space(checked)
     return checked
 
@@ -200,36 +280,6 @@ def _check_numbers(request: UpscaleRequest) -> None:
         )
     if request.chunk_seconds is not None and not 0 < request.chunk_seconds < float("inf"):
         raise SettingsError(f"a chunk of {request.chunk_seconds} seconds makes no sense", "Give a number above 0")
-
-
-def check_destination(source: Path, destination: Path, overwrite: bool) -> None:
-    """Refuse a destination that must not or cannot be written.
-
-    Raises:
-        DestinationError: It is the source, a folder, exists already, or its folder is missing or not writable.
-    """
-    try:
-        exists = destination.exists()
-    except OSError as error:
-        raise DestinationError(
-            f"{destination} is no possible name ({error.strerror})", "Choose another name"
-        ) from error
-    if exists and destination.samefile(source):
-        raise DestinationError(f"the destination is the source itself ({destination})", "Choose another name")
-    if destination.is_dir():
-        raise DestinationError(f"{destination} is a folder", "Add a file name")
-    if exists and not overwrite:
-        raise DestinationError(f"{destination} exists already", "Choose another name, or add --overwrite to replace it")
-    if not destination.parent.is_dir():
-        raise DestinationError(f"the folder {destination.parent} does not exist", "Create it first")
-    try:
-        with tempfile.TemporaryFile(dir=destination.parent):
-            pass
-    except OSError as error:
-        raise DestinationError(
-            f"cannot write into {destination.parent} ({error.strerror})",
-            "Choose another folder or change its permissions",
-        ) from error
 
 
 def _target_picture(request: UpscaleRequest, facts: SourceFacts) -> PictureFormat:
@@ -253,8 +303,8 @@ def _target_picture(request: UpscaleRequest, facts: SourceFacts) -> PictureForma
 def _choose_model(request: UpscaleRequest, factor: Fraction) -> ModelCard:
     model = request.model
     if model == DEFAULT_MODEL:
-        model = "compact-x2" if factor <= 2 else "compact-x4"
-    card = find_model(model if request.denoise is None else f"{model}@{request.denoise}")
+        model = _BUNDLED[0] if factor <= 2 else _BUNDLED[1]
+    card = _card(request, model)
     if card.scale < factor:
         fitting = [other.name for other in all_cards().values() if other.scale >= factor]
         raise SettingsError(
@@ -262,6 +312,10 @@ def _choose_model(request: UpscaleRequest, factor: Fraction) -> ModelCard:
             f"Choose a model that reaches it: {', '.join(fitting)}",
         )
     return card
+
+
+def _card(request: UpscaleRequest, model: str) -> ModelCard:
+    return find_model(model if request.denoise is None else f"{model}@{request.denoise}")
 
 
 def _check_precision(request: UpscaleRequest, card: ModelCard) -> None:
@@ -288,14 +342,7 @@ def _check_space(checked: CheckedRequest) -> None:
     raw = chunks * chunk_frames * (facts.picture.frame_bytes + target.frame_bytes)
     encoded = int(frames * target.width * target.height * _ENCODED_BYTES_PER_PIXEL.get(checked.profile.name, 0.8))
     encoded += facts.size_bytes
-    existing = next(folder for folder in (checked.scratch, *checked.scratch.parents) if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise ScratchError(
-            f"cannot write into scratch {checked.scratch} ({error.strerror})", "Choose another --scratch"
-        ) from error
+    existing = check_scratch(checked.scratch)
     free = shutil.disk_usage(existing).free
     if free < raw + 2 * encoded:
         raise ScratchError(
@@ -303,12 +350,7 @@ def _check_space(checked: CheckedRequest) -> None:
             f" this job needs about {_gigabytes(raw + 2 * encoded)}",
             "Free some space, choose another --scratch, or shorter chunks with --chunk-seconds",
         )
-    destination = checked.request.destination_path.parent
-    free = shutil.disk_usage(destination).free
-    if free < encoded:
-        raise DestinationError(
-            f"{destination} has {_gigabytes(free)} free, the result may take {_gigabytes(encoded)}", "Free some space"
-        )
+    checked.destination.check_space(encoded)
 
 
 def _gigabytes(count: int) -> str:

@@ -11,6 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.errors import SourceError, VerificationError
+from tasks.failures import at
 from tasks.media.mux import MuxReport, payload
 from tasks.media.probe import SourceFacts, open_source, probe
 from tasks.plan import Plan, load_plan
@@ -22,7 +23,8 @@ _LARGEST_SHIFT = 0.002
 @task(name="verify", tags={"pool:cpu"}, cache_policy=NO_CACHE)
 def verify(plan: str, muxed: MuxReport) -> None:
     """Check the result of the plan at path `plan`."""
-    verify_result(load_plan(Path(plan)), muxed)
+    with at("verify"):
+        verify_result(load_plan(Path(plan)), muxed)
 
 
 def verify_result(plan: Plan, muxed: MuxReport) -> None:

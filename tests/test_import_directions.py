@@ -26,15 +26,33 @@ class Rule:
     """Modules of `package` that the rule leaves out."""
 
 
+ORCHESTRATION: Final = ("prefect", "prefect_dask", "dask", "distributed", "dask_jobqueue")
+
+#: The parts of `tasks` that know nothing of flows and clusters, and what else of `tasks` each of them may use.
+PARTS: Final = {
+    "tasks.media": (),
+    "tasks.models": ("tasks.media",),
+    "tasks.store": ("tasks.aws",),
+    "tasks.ledger": ("tasks.aws", "tasks.home"),
+    "tasks.metrics": ("tasks.aws", "tasks.home", "tasks.chunk_report"),
+}
+
 RULES: Final = (
     Rule("tasks", ("flows", "blocks", "infra", "deployments")),
-    Rule("tasks.media", ("prefect", "prefect_dask", "dask", "distributed", "dask_jobqueue")),
-    Rule("tasks.models", ("prefect", "prefect_dask", "dask", "distributed", "dask_jobqueue")),
     Rule("tasks.media", ("torch",), exempt=("tasks.media.colour",)),
-    Rule("tasks.media", ("tasks",), allowed=("tasks.media", "tasks.errors")),
-    Rule("tasks.models", ("tasks",), allowed=("tasks.models", "tasks.media", "tasks.errors")),
-    Rule("infra", ("flows", "tasks", "blocks", "deployments"), allowed=("tasks.errors", "tasks.cores", "tasks.place")),
-    Rule("blocks", ("flows", "tasks", "deployments"), allowed=("tasks.errors",)),
+    *(Rule(part, ORCHESTRATION) for part in PARTS),
+    *(Rule(part, ("tasks",), allowed=(part, "tasks.errors", *others)) for part, others in PARTS.items()),
+    Rule(
+        "infra",
+        ("flows", "tasks", "blocks", "deployments"),
+        allowed=("tasks.errors", "tasks.cores", "tasks.device", "tasks.place", "tasks.home"),
+    ),
+    Rule("infra.aws.lambda", ("infra", "tasks", "prefect"), allowed=("infra.aws.lambda",)),
+    Rule(
+        "blocks",
+        ("flows", "tasks", "deployments"),
+        allowed=("tasks.errors", "tasks.aws", "tasks.store.settings", "tasks.ledger", "tasks.metrics"),
+    ),
     *(Rule(package, ("tests",)) for package in PACKAGES),
 )
 
@@ -110,7 +128,12 @@ def test_every_import_follows_the_rules() -> None:
         ("tasks.media.probe", "from tasks.plan import Plan"),
         ("tasks.media.probe", "from ..plan import Plan"),
         ("tasks.media.probe", "from .. import plan"),
+        ("tasks.store.listing", "import prefect_aws.credentials\nimport prefect"),
+        ("tasks.store.upload", "from tasks.media.encoders import file_digest"),
+        ("infra.aws.lambda.handler", "from tasks.errors import StoreError"),
         ("tasks.models.engine", "if True:\n    from distributed import get_worker"),
+        ("tasks.ledger.ledger", "from tasks.plan import Plan"),
+        ("tasks.ledger.sqlite", "def late():\n    from prefect import task"),
         ("infra.pools.pool", "from tasks import errors, plan"),
         ("infra.pools.pool", "from flows import cli"),
         ("flows.cli", "from tests.media.clips import Clips"),
@@ -126,6 +149,7 @@ def test_the_scanner_catches_a_planted_violation(module: str, source: str) -> No
         ("tasks.media.colour", "import torch"),
         ("tasks.media.probe", "from .pixels import Colour\nfrom tasks.errors import SourceError"),
         ("tasks.models.engine", "import torch\nfrom tasks.media.colour import PlanesToRgb"),
+        ("tasks.ledger", "from tasks.aws import AwsSettings\nfrom tasks.home import default_home"),
         ("infra.pools.pool", "from tasks.errors import PoolError"),
         ("flows.cli", "from tasks.request import check_request\nfrom infra.pools import open_pools"),
         ("tasks.plan", "import flowsheet"),

@@ -14,11 +14,13 @@ import pytest
 
 from tasks.chunks import chunk_limit, lay_out
 from tasks.cores import assumed_flops
+from tasks.destinations import LocalFile, Output
 from tasks.errors import FrameError, ScratchError, SourceError, UnsupportedSourceError
 from tasks.media.encoders import file_digest
-from tasks.plan import Plan, load_plan, make_plan, own_job, save_plan
-from tasks.receipt import find_published, is_published, write_receipt
+from tasks.plan import Plan, load_plan, make_plan, save_plan
+from tasks.receipt import find_published, published, write_receipt
 from tasks.request import UpscaleRequest, check_request
+from tasks.scratch import own_job
 from tests.media.clips import Clips, clips, run_ffmpeg
 
 __all__ = ["clips"]
@@ -194,7 +196,7 @@ def test_salvage_of_a_whole_file_loses_nothing(clips: Clips, tmp_path: Path) -> 
 _HOLD = """
 import sys, time
 from pathlib import Path
-from tasks.plan import own_job
+from tasks.scratch import own_job
 with own_job(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -207,26 +209,27 @@ def test_a_second_process_is_refused_and_told_who_holds_the_job(tmp_path: Path) 
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        (folder / "encode.partial-1").touch()
+        (folder / "sample.yuv.partial-1").touch()
         with pytest.raises(ScratchError, match=f"already running .process {holder.pid}"), own_job(folder):
             pass
-        assert (folder / "encode.partial-1").exists(), "nothing of a running job is touched"
+        assert (folder / "sample.yuv.partial-1").exists(), "nothing of a running job is touched"
     finally:
         holder.kill()
         holder.wait()
     with own_job(folder):
-        assert not (folder / "encode.partial-1").exists(), "a dead process holds nothing"
+        assert not (folder / "sample.yuv.partial-1").exists(), "a dead process holds nothing"
 
 
 def test_unfinished_files_are_removed_and_finished_ones_kept(tmp_path: Path) -> None:
-    folder = tmp_path / "job"
+    folder, chunk, key = tmp_path / "job", "0000000-0000023", "0123456789ab"
+    finished = {f"encode-{chunk}-{key}.mkv", f"encode-{chunk}-{key}.mkv.json", f"plan-{key}.json"}
     with own_job(folder):
-        for name in ("encode-0.mkv", "encode-0.mkv.json", "plan-1.json", "upscale-1.yuv.partial-12", "plan.partial"):
+        for name in (*finished, f"upscale-{chunk}-{key}.yuv.partial-12", f"plan-{key}.partial"):
             (folder / name).touch()
-        (folder / "encode-1.mkv.partial-34").mkdir()
-        (folder / "encode-1.mkv.partial-34" / "00.mkv").touch()
+        (folder / f"encode-{chunk}-{key}.mkv.partial-34").mkdir()
+        (folder / f"encode-{chunk}-{key}.mkv.partial-34" / "00.mkv").touch()
     with own_job(folder):
-        assert {path.name for path in folder.iterdir()} == {"lock", "encode-0.mkv", "encode-0.mkv.json", "plan-1.json"}
+        assert {path.name for path in folder.iterdir()} == {"lock", *finished}
     with own_job(folder, fresh=True):
         assert {path.name for path in folder.iterdir()} == {"lock"}
 
@@ -238,19 +241,20 @@ def test_scratch_that_cannot_hold_a_job_is_refused(place: str) -> None:
 
 
 def test_a_receipt_names_only_the_very_file_that_was_published(tmp_path: Path) -> None:
-    published, job = tmp_path / "film.mp4", tmp_path / "scratch" / "job"
+    result, job = tmp_path / "film.mp4", tmp_path / "scratch" / "job"
+    destination = LocalFile(result)
     job.mkdir(parents=True)
-    published.write_bytes(b"result")
-    assert not is_published(job, published)
-    write_receipt(job, published, file_digest(published))
-    assert is_published(job, published)
-    assert find_published(tmp_path / "scratch", published)
-    assert not is_published(job, tmp_path / "other.mp4")
-    published.write_bytes(b"changed")
-    assert not is_published(job, published)
-    published.unlink()
-    assert not is_published(job, published)
+    result.write_bytes(b"result")
+    assert not published(job, destination)
+    write_receipt(job, destination, file_digest(result))
+    assert published(job, destination) == Output(str(result), file_digest(result), 6)
+    assert find_published(tmp_path / "scratch", destination)
+    assert not published(job, LocalFile(tmp_path / "other.mp4"))
+    result.write_bytes(b"changed")
+    assert not published(job, destination)
+    result.unlink()
+    assert not published(job, destination)
     for content in ("", "{}", "[]", "{"):
         (job / "receipt.json").write_text(content)
-        assert not is_published(job, published)
-        assert not find_published(tmp_path / "scratch", published)
+        assert not published(job, destination)
+        assert not find_published(tmp_path / "scratch", destination)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from flows.parameters import UpscaleOptions
+from tasks.destinations import LocalFile
 from tasks.errors import (
     DestinationError,
     ModelError,
@@ -222,7 +223,7 @@ def test_an_existing_destination_is_accepted_when_an_interrupted_job_published_i
     published.write_bytes(b"the result")
     job = places.scratch / "job"
     job.mkdir(parents=True)
-    write_receipt(job, published, file_digest(published))
+    write_receipt(job, LocalFile(published), file_digest(published))
     check_request(places.request())
     published.write_bytes(b"something else")
     with pytest.raises(DestinationError, match="exists already"):

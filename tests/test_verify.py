@@ -12,13 +12,16 @@ from pathlib import Path
 import av
 import pytest
 
+from tasks import receipt
 from tasks.assemble import assemble_result
+from tasks.destinations import Output
 from tasks.errors import DestinationError, SettingsError, VerificationError
+from tasks.media.encoders import file_digest
 from tasks.media.mux import MuxReport
-from tasks.plan import Plan, make_plan, own_job
+from tasks.plan import Plan, make_plan
 from tasks.publish import publish_result
-from tasks.receipt import is_published
 from tasks.request import UpscaleRequest, check_request
+from tasks.scratch import own_job
 from tasks.verify import verify_result
 from tests.media.clips import Clips, clips, run_ffmpeg
 from tests.media.jobs import encode_frames
@@ -236,10 +239,14 @@ def published(job: tuple[Plan, MuxReport]) -> Iterator[Plan]:
 
 def test_publishing_gives_the_very_file_without_copying_on_one_file_system(published: Plan) -> None:
     before = set(_destination(published).parent.iterdir())
-    assert publish_result(published) == str(_destination(published))
+    output = publish_result(published, {})
+    assert output == Output(
+        str(_destination(published)), file_digest(published.result), published.result.stat().st_size
+    )
     assert _destination(published).samefile(published.result)
     assert set(_destination(published).parent.iterdir()) - before == {_destination(published)}
-    assert is_published(published.folder, _destination(published))
+    assert receipt.published(published.folder, published.destination) == output
+    assert publish_result(published, {}) == output, "a second worker, after the first was lost, finds it done"
 
 
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a second file system")
@@ -249,7 +256,7 @@ def test_publishing_copies_to_another_file_system(published: Plan) -> None:
             pytest.skip("needs a second file system")
         destination = Path(folder) / _destination(published).name
         plan = replace(published, request=replace(published.request, destination=str(destination)))
-        publish_result(plan)
+        publish_result(plan, {})
         assert destination.read_bytes() == plan.result.read_bytes()
         assert list(Path(folder).iterdir()) == [destination]
 
@@ -257,13 +264,13 @@ def test_publishing_copies_to_another_file_system(published: Plan) -> None:
 def test_what_appeared_at_the_destination_meanwhile_is_kept(published: Plan) -> None:
     _destination(published).write_bytes(b"somebody's work")
     with pytest.raises(DestinationError, match="exists already"):
-        publish_result(published)
+        publish_result(published, {})
     assert _destination(published).read_bytes() == b"somebody's work"
 
 
 def test_an_old_file_is_replaced_only_when_asked(published: Plan) -> None:
     _destination(published).write_bytes(b"old")
-    publish_result(replace(published, request=replace(published.request, overwrite=True)))
+    publish_result(replace(published, request=replace(published.request, overwrite=True)), {})
     assert _destination(published).samefile(published.result)
 
 
@@ -271,7 +278,7 @@ def test_the_old_file_survives_a_failure(published: Plan) -> None:
     _destination(published).write_bytes(b"old")
     plan = replace(published, request=replace(published.request, overwrite=True), folder=Path("/proc/nowhere"))
     with pytest.raises((DestinationError, FileNotFoundError)):
-        publish_result(plan)
+        publish_result(plan, {})
     assert _destination(published).read_bytes() == b"old"
     assert not list(_destination(published).parent.glob(".*.partial"))
 
@@ -287,7 +294,7 @@ def test_a_full_destination_is_an_error_and_leaves_nothing(published: Plan, tmp_
         destination = small / _destination(published).name
         plan = replace(published, request=replace(published.request, destination=str(destination)))
         with pytest.raises(DestinationError, match="No space left"):
-            publish_result(plan)
+            publish_result(plan, {})
         assert list(small.iterdir()) == []
     finally:
         subprocess.run(["umount", str(small)], check=True)

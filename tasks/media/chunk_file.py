@@ -39,7 +39,7 @@ def partial_path(path: Path) -> Path:
 
 def remove_leftover(path: Path) -> None:
     """Remove an unfinished file or folder if it is still there."""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final
 
 import av
@@ -56,7 +56,7 @@ class MuxReport:
     """Source stream index -> times of its first and last packet in the result, in seconds."""
 
 
-def muxer_of(path: Path) -> str:
+def muxer_of(path: PurePath) -> str:
     """The muxer for a file name.
 
     Raises:

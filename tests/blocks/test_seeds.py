@@ -11,8 +11,8 @@ from typing import Final
 
 import pytest
 
-from blocks.pools import LocalPools, SlurmGpuNodes, SlurmNodes, SlurmPools
-from blocks.seeds import read_pools
+from blocks.pools import LocalPools, PoolsBlock, SlurmGpuNodes, SlurmNodes, SlurmPools
+from blocks.seeds import read_seeds
 from tasks.errors import SettingsError
 
 ROOT: Final = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def written(folder: Path, text: str | bytes) -> Path:
 
 class TestReading:
     def test_good_file(self, tmp_path: Path) -> None:
-        assert read_pools(written(tmp_path, GOOD)) == {
+        assert {seed.name: seed.block() for seed in read_seeds(written(tmp_path, GOOD))} == {
             "fsx": SlurmPools(
                 interface="ib0",
                 shared_directory="/fsx/superres",
@@ -57,14 +57,16 @@ class TestReading:
         }
 
     def test_empty_file(self, tmp_path: Path) -> None:
-        assert read_pools(written(tmp_path, "# Nothing yet.\n")) == {}
+        assert read_seeds(written(tmp_path, "# Nothing yet.\n")) == []
 
     def test_example_of_the_documentation(self, tmp_path: Path) -> None:
         readme = (ROOT / "infra/pools/README.md").read_text()
         examples = re.findall(r"```toml\n(.*?)```", readme, flags=re.DOTALL)
         assert examples
         for example in examples:
-            for block in read_pools(written(tmp_path, example)).values():
+            for seed in read_seeds(written(tmp_path, example)):
+                block = seed.block()
+                assert isinstance(block, PoolsBlock)
                 assert [pool.name for pool in block.pools()] == ["cpu", "gpu"]
 
     @pytest.mark.parametrize(
@@ -85,22 +87,26 @@ class TestReading:
             ("[local-pools]\ncpu_slots = 3\n", "local-pools.cpu_slots: "),
             ("slurm-pools = 3\n", "slurm-pools"),
             ("[slurm-pools.twice]\n[local-pools.twice]\n", "twice"),
+            ("[aws-credentials.a]\naws_secret_access_key = 'x'\n", "secrets do not belong here"),
+            ("[media-store.a]\nkms = 'alias/a'\n", "media-store.a.kms: "),
+            ("[job-ledger.a]\ntable = 3\n", "job-ledger.a.table: "),
         ],
         ids=[
             "syntax", "bare-word", "not-utf8", "unknown-table", "value-at-the-top", "number", "missing", "nested",
             "unknown-key-of-nodes", "in-a-list", "unknown-key", "text-for-number", "no-name", "no-table", "same-name",
+            "secret", "unknown-key-of-a-store", "number-for-text",
         ],
     )  # fmt: skip
     def test_what_is_wrong_is_named_with_its_place(self, tmp_path: Path, text: str | bytes, said: str) -> None:
         path = written(tmp_path, text)
         with pytest.raises(SettingsError) as refusal:
-            read_pools(path)
+            read_seeds(path)
         assert str(path) in str(refusal.value)
         assert said in str(refusal.value)
 
     def test_file_that_does_not_exist(self, tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match=r"nowhere\.toml cannot be read"):
-            read_pools(tmp_path / "nowhere.toml")
+            read_seeds(tmp_path / "nowhere.toml")
 
 
 LOAD: Final = """
@@ -116,7 +122,7 @@ with ensure_api():
 
 
 class TestCommand:
-    """`superres pools save`, with the private server that a user has who configured nothing."""
+    """`superres blocks save`, with the private server that a user has who configured nothing."""
 
     def run(self, folder: Path, *command: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
         """Run Python in a home of its own."""
@@ -133,12 +139,12 @@ class TestCommand:
 
     def test_saved_pools_are_found_by_name(self, tmp_path: Path) -> None:
         path = written(tmp_path, "[slurm-pools.fsx]\naccount = 'old'\n[local-pools.workstation]\ncpu_slots = 6\n")
-        done = self.run(tmp_path, "-m", "flows.cli", "pools", "save", str(path))
+        done = self.run(tmp_path, "-m", "flows.cli", "blocks", "save", str(path))
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines() == ["saved slurm-pools/fsx", "saved local-pools/workstation"]
 
         written(tmp_path, "[slurm-pools.fsx]\naccount = 'film'\n")
-        done = self.run(tmp_path, "-m", "flows.cli", "pools", "save", str(path))
+        done = self.run(tmp_path, "-m", "flows.cli", "blocks", "save", str(path))
         assert (done.returncode, done.stdout) == (0, "saved slurm-pools/fsx\n"), done.stderr
 
         done = self.run(tmp_path, "-c", LOAD, "fsx", "slurm-pools/fsx", "workstation", "slurm")
@@ -152,7 +158,7 @@ class TestCommand:
 
     def test_wrong_file_is_refused_before_a_server_starts(self, tmp_path: Path) -> None:
         path = written(tmp_path, "[slurm-pools.fsx]\ndeath_timeout = 0\n")
-        done = self.run(tmp_path, "-m", "flows.cli", "pools", "save", str(path))
+        done = self.run(tmp_path, "-m", "flows.cli", "blocks", "save", str(path))
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith(f"superres: error: {path}: slurm-pools.fsx.death_timeout: ")
         assert len(done.stderr.splitlines()) == 1

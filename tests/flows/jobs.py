@@ -23,6 +23,8 @@ from typing import Any, Final
 
 import psutil
 
+from tasks.ledger import LedgerSettings, open_ledger
+from tasks.ledger.ledger import Ledger
 from tests.media.clips import picture, run_ffmpeg, tone
 
 #: The rate of all clips here, and the frames of one group of pictures at it.
@@ -252,16 +254,24 @@ class Place:
     def scratch(self) -> Path:
         return self.folder / "scratch"
 
+    @property
+    def ledger(self) -> Ledger:
+        """The records of what ran here."""
+        return open_ledger(LedgerSettings(file=str(self.folder / "home" / "jobs.sqlite")))
+
     def result(self, name: str) -> Path:
         """Path for a result; nothing else is written into its folder."""
         return self.folder / "out" / name
 
-    def start(self, source: Path, destination: Path, *options: str) -> Run:
+    def start(self, source: Path | str, destination: Path | str, *options: str) -> Run:
         """Start `superres upscale ... --json`."""
+        return self.start_command("upscale", str(source), str(destination), "--json", *options)
+
+    def start_command(self, *arguments: str) -> Run:
+        """Start `superres` with these arguments and the scratch folder of this place."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         environment |= {"SUPERRES_HOME": str(self.folder / "home"), "PREFECT_HOME": str(self.folder / "profile")}
-        command = [str(Path(sys.executable).with_name("superres")), "upscale", str(source), str(destination)]
-        command += ["--scratch", str(self.scratch), "--json", *options]
+        command = [str(Path(sys.executable).with_name("superres")), *arguments, "--scratch", str(self.scratch)]
         run = Run(command, environment, self.folder)
         self.runs.append(run)
         return run

@@ -52,7 +52,7 @@ def site(place: Place) -> Place:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment |= {"SUPERRES_HOME": str(place.folder / "home"), "PREFECT_HOME": str(place.folder / "profile")}
     superres = str(Path(sys.executable).with_name("superres"))
-    subprocess.run([superres, "pools", "save", str(file)], env=environment, check=True, capture_output=True)
+    subprocess.run([superres, "blocks", "save", str(file)], env=environment, check=True, capture_output=True)
     return place
 
 

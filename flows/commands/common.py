@@ -1,0 +1,41 @@
+"""What all commands share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any, NoReturn, TypeAlias
+
+from tasks.errors import SettingsError
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong command line as the one-line error that every other mistake gives."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(message, f"See {self.prog} --help")
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
+def add_site(parser: Parser) -> None:
+    """Add the options that name a site's store and ledger."""
+    parser.add_argument(
+        "--store",
+        default=os.environ.get("SUPERRES_STORE", ""),
+        metavar="BLOCK",
+        help="how to reach S3 (default: SUPERRES_STORE, or this machine's own AWS credentials)",
+    )
+    parser.add_argument(
+        "--ledger",
+        default=os.environ.get("SUPERRES_LEDGER", ""),
+        metavar="BLOCK",
+        help="where records of jobs are kept (default: SUPERRES_LEDGER, or a file on this machine)",
+    )
+
+
+def print_json(record: dict[str, Any]) -> None:
+    """Print one JSON object on a line of its own."""
+    print(json.dumps(record), flush=True)

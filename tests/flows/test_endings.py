@@ -1,0 +1,148 @@
+"""A deployed run that is killed or cancelled leaves a record that says so: a real Prefect worker runs the hooks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
+
+from flows.upscale_video import upscale_video
+from tasks.ledger import LedgerSettings, open_ledger
+from tasks.ledger.ledger import Ledger
+from tasks.ledger.record import JobRecord, JobState
+from tests.flows.jobs import GROUP, PATIENCE, make_film
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.chaos
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+POOL = "local"
+
+
+@dataclass
+class Deployed:
+    """A deployment of `upscale-video` that a worker serves, and the ledger of its runs."""
+
+    id: UUID
+    folder: Path
+    film: Path
+    ledger: Ledger
+
+    def start(self, name: str) -> UUID:
+        """Start a run; gives its id."""
+        parameters = {
+            "source": str(self.film),
+            "destination": str(self.folder / name),
+            "options": {"scratch": str(self.folder / "scratch"), "encoder": "h265", "owner": "ann"},
+        }
+        with get_client(sync_client=True) as client:
+            return client.create_flow_run_from_deployment(self.id, parameters=parameters).id
+
+    def record(self, run: UUID) -> JobRecord | None:
+        return next((record for record in self.ledger.by_owner("ann") if record.flow_run_id == str(run)), None)
+
+    def await_state(self, run: UUID, *states: JobState) -> JobRecord:
+        """Wait until the job of a run has reached one of these states."""
+
+        def reached() -> JobRecord | None:
+            record = self.record(run)
+            assert record is None or not record.ended or record.state in states, record.error
+            return record if record is not None and record.state in states else None
+
+        found = eventually(reached, PATIENCE / 2)
+        assert isinstance(found, JobRecord)
+        return found
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    folder = tmp_path_factory.mktemp("endings")
+    film = make_film(folder / "film.mp4", 20 * GROUP, "480x270")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUPERRES_HOME", str(folder / "home"))
+        patch.setenv("PREFECT_HOME", str(folder / "profile"))
+        patch.setenv("PYTHONPATH", str(CHECKOUT))
+        # A whole server, as an installation has: it also tells workers of cancellations.
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        patch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+        patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+        with ExitStack() as running:
+            running.enter_context(_prefect(folder, "server", "start", "--host", "127.0.0.1", "--port", port))
+            eventually(lambda: _answers(f"http://127.0.0.1:{port}/api/health"), PATIENCE)
+            running.enter_context(temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}))
+            running.enter_context(_prefect(folder, "worker", "start", "--pool", POOL, "--type", "process"))
+            yield Deployed(_deploy(), folder, film, open_ledger(LedgerSettings()))
+
+
+@contextmanager
+def _prefect(folder: Path, *arguments: str) -> Iterator[None]:
+    """A part of Prefect in a process of its own."""
+    with (folder / f"{arguments[0]}.log").open("wb") as log:
+        command = [sys.executable, "-m", "prefect", *arguments]
+        process = subprocess.Popen(command, cwd=CHECKOUT, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def _deploy() -> UUID:
+    """Deploy the flow from this checkout; gives the deployment's id."""
+    with get_client(sync_client=True) as client:
+        eventually(lambda: [pool for pool in client.read_work_pools() if pool.name == POOL], PATIENCE)
+        return client.create_deployment(
+            client.create_flow(upscale_video),
+            "local",
+            work_pool_name=POOL,
+            entrypoint="flows/upscale_video.py:upscale_video",
+            pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(CHECKOUT)}}],
+        )
+
+
+def test_a_run_whose_process_is_killed_ends_as_failed(deployed: Deployed) -> None:
+    run = deployed.start("killed.mp4")
+    record = deployed.await_state(run, JobState.UPSCALING)
+    os.kill(record.holder.pid, signal.SIGKILL)
+    record = deployed.await_state(run, JobState.FAILED)
+    assert record.error is not None
+    assert (record.error.kind, record.error.phase) == ("lost", "upscaling")
+    assert "-9" in record.error.message
+    assert not (deployed.folder / "killed.mp4").exists()
+
+
+def test_a_run_that_is_cancelled_ends_as_cancelled(deployed: Deployed) -> None:
+    run = deployed.start("cancelled.mp4")
+    deployed.await_state(run, JobState.UPSCALING)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run, Cancelling())
+    record = deployed.await_state(run, JobState.CANCELLED)
+    assert record.error is not None
+    assert record.error.kind == "cancelled"
+    assert not (deployed.folder / "cancelled.mp4").exists()
