@@ -97,12 +97,12 @@ def _look(name: str, look: Callable[[], str]) -> Check:
     def check(good: bool, said: str, remedy: str = "") -> Check:
         return Check(name, good, said, remedy, round(time.monotonic() - began, 2))
 
-    for attempt in (1, 2):
+    for attempt in (1, 2, 3):
         try:
             return check(True, look())
         except SuperResolutionError as error:
             # Calls are made once here, and any service refuses one now and then.
-            if attempt == 2 or not isinstance(error, StoreError | LedgerError):
+            if attempt == 3 or not isinstance(error, StoreError | LedgerError):
                 return check(False, error.problem, error.remedy or "")
         except Exception as error:
             return check(False, f"{type(error).__name__}: {error}", "Report this as a fault of this program")

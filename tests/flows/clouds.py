@@ -92,15 +92,22 @@ class Cloud:
 def running_cloud(folder: Path) -> Iterator[Cloud]:
     """Run an AWS, a Prefect API and the pools of this machine, with blocks called `cloud`, while the block runs."""
     film = make_film(folder / "film.mp4", 2 * GROUP, "96x64", sound=("aac",))
-    with running_aws() as aws, ensure_api(home=folder / "prefect"):
-        s3 = aws_client("s3", aws)
-        for bucket in ("videos", "results"):
-            s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": aws.region})
-            s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
-        create_table(aws, TABLE)
-        save_blocks(aws)
-        with open_pools(pools_of_this_machine()):
-            yield Cloud(aws, folder, folder / "prefect", film)
+    with pytest.MonkeyPatch.context() as patch, running_aws() as aws:
+        patch.delenv("PREFECT_API_URL", raising=False)  # Not the server that other tests share: it has its own blocks.
+        with ensure_api(home=folder / "prefect"):
+            _furnish(aws)
+            with open_pools(pools_of_this_machine()):
+                yield Cloud(aws, folder, folder / "prefect", film)
+
+
+def _furnish(aws: AwsSettings) -> None:
+    """Make buckets that keep versions, a table, and the blocks that name them."""
+    s3 = aws_client("s3", aws)
+    for bucket in ("videos", "results"):
+        s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": aws.region})
+        s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    create_table(aws, TABLE)
+    save_blocks(aws)
 
 
 def save_blocks(aws: AwsSettings) -> None:

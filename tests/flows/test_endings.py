@@ -79,6 +79,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = str(free.getsockname()[1])
         patch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+        patch.delenv("PREFECT_API_AUTH_STRING", raising=False)  # Of the server that other tests share.
         patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
         with ExitStack() as running:
             running.enter_context(_prefect(folder, "server", "start", "--host", "127.0.0.1", "--port", port))

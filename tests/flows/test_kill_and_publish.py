@@ -94,8 +94,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": aws.region})
             s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
         create_table(aws, TABLE)
-        with ensure_api(home=place.folder / "home" / "prefect"):
-            save_blocks(replace(aws, endpoint_url=proxy.url))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("PREFECT_API_URL", raising=False)  # The commands have a server of their own.
+            with ensure_api(home=place.folder / "home" / "prefect"):
+                save_blocks(replace(aws, endpoint_url=proxy.url))
         yield Site(place, aws, proxy, make_film(folder / "tiny.mp4", 6, "32x32"))
         proxy.clear()
         place.clear_away()
