@@ -127,6 +127,8 @@ class Api(AbstractContextManager["Api"]):
         self.start()
         try:
             self.wait()
+            if self.private and "prefect.events.worker" in sys.modules:
+                _send_rest()  # Of this process to another server: what sends events and logs remembers where to.
             self._use()
         except BaseException:
             self.stop()
