@@ -52,7 +52,6 @@ class Meter:
     """
 
     def __init__(self, job: Plan, tracker: JobTracker) -> None:
-        self._job = job
         self._tracker = tracker
         self._meter = ProgressMeter(job)
         # Typed as maybe a coroutine; in a flow that is not async it is the identifier.

@@ -101,8 +101,10 @@ class JobTracker:
             queue_wait: Seconds between its inputs being there and its start.
             retries: Attempts at the chunk that failed at this stage.
         """
+        # Not the record's: it lags behind, and without a ledger for as long as that is away.
+        model = self._facts.get("model", "")
         samples = samples_of_stage(
-            report, frames=frames, model=self.record.model, pool=pool, queue_wait=queue_wait, retries=retries
+            report, frames=frames, model=model, pool=pool, queue_wait=queue_wait, retries=retries
         )
         self._metrics.record(samples)
         with self._changed:
