@@ -23,6 +23,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
+    DeploymentFilter,
+    DeploymentFilterId,
     FlowRunFilter,
     FlowRunFilterId,
     FlowRunFilterParentFlowRunId,
@@ -436,7 +438,7 @@ def _run_for_upload(library: Library, key: str, monkeypatch: pytest.MonkeyPatch)
     }
     _handler(monkeypatch).handler(event)
     with get_client(sync_client=True) as client:
-        (run,) = [run for run in client.read_flow_runs(limit=50) if run.deployment_id == deployment]
+        (run,) = client.read_flow_runs(deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])))
         command = [sys.executable, "-m", "prefect.engine", str(run.id)]
         environment = {**os.environ, "PYTHONPATH": str(HANDLER.parents[3])}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)

@@ -37,21 +37,21 @@ from tests.waiting import eventually
 runner = PoolTaskRunner(small_pools)
 
 
-def task_runs(flow_run_id: Any) -> dict[str, TaskRun]:
-    """All task runs of a flow run by name, once Prefect has written down how each ended."""
+def task_runs(flow_run_id: Any, count: int) -> dict[str, TaskRun]:
+    """The task runs of a flow run by name, once Prefect has written down that many and how each ended."""
 
     def ended() -> dict[str, TaskRun] | None:
         with get_client(sync_client=True) as client:
             found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])))
         settled = all(run.state and (run.state.is_final() or run.state.name == "NotReady") for run in found)
-        return {run.name: run for run in found} if settled else None
+        return {run.name: run for run in found} if settled and len(found) >= count else None
 
-    return eventually(ended, 10)
+    return eventually(ended)
 
 
-def states(flow_run_id: Any) -> dict[str, str]:
+def states(flow_run_id: Any, count: int) -> dict[str, str]:
     """Names of the final states by task run."""
-    return {name: run.state.name for name, run in task_runs(flow_run_id).items() if run.state}
+    return {name: run.state.name for name, run in task_runs(flow_run_id, count).items() if run.state}
 
 
 def ids_of(name: str) -> Any:
@@ -194,7 +194,7 @@ class TestFutures:
                 bad.result()
             return this_flow_run.id
 
-        assert sorted(states(failing()).values()) == ["Failed", "NotReady"]
+        assert sorted(states(failing(), 2).values()) == ["Failed", "NotReady"]
 
     def test_persisted_results_are_reused(self, pools: PooledCluster, tmp_path: Path) -> None:
         log = str(tmp_path / "log")
@@ -223,7 +223,7 @@ class TestLosses:
             ("upscale", "2"): 2,
             ("upscale", "3"): 1,
         }
-        assert set(states(ids_of("survive")).values()) == {"Completed"}
+        assert set(states(ids_of("survive"), 5).values()) == {"Completed"}
 
     @pytest.mark.chaos
     def test_a_task_that_always_kills_its_worker_ends(
@@ -233,7 +233,7 @@ class TestLosses:
         with pytest.raises(PoolError, match="upscale-2 lost its worker 2 times, the last one gpu-0 on "):
             sample.survive(str(tmp_path), deaths=1000)
         assert len(list(tmp_path.glob("died-2-*"))) == 2
-        ended = states(ids_of("survive"))
+        ended = states(ids_of("survive"), 5)
         assert ended.pop("upscale-2") == "Crashed"
         assert set(ended.values()) == {"Completed"}
 
@@ -246,7 +246,7 @@ class TestLosses:
     def test_task_runs_of_a_flow_that_gave_up_end(self, pools: PooledCluster, tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="gave up"):
             sample.abandon(str(tmp_path / "log"))
-        assert states(ids_of("abandon")) == {"upscale-0": "Crashed"}
+        assert states(ids_of("abandon"), 1) == {"upscale-0": "Crashed"}
         assert pools.dispatcher.coming("cpu") == pools.dispatcher.coming("gpu") == 0
         # Its thread cannot be stopped; the tests after this one should not wait for it.
         os.kill(worker_pid(pools, "gpu-0"), signal.SIGKILL)
