@@ -1,24 +1,18 @@
 """The programs of Slurm: those of this machine, or else unpacked Debian packages in a folder of the user.
 
-Nothing is installed into the system and no privilege is needed: apt runs with lists, caches and locks of its own, takes
-from the sources that the machine is set up with, checks signatures and hashes, and picks exactly the packages that the
-machine lacks. They are unpacked beside each other; `Programs.environment` makes them work from there.
+`Programs.environment` makes them work from there.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import platform
-import re
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from infra import debian
 from infra.slurm.errors import SlurmMissingError
 
 #: What a cluster needs, by the names that `Programs` has for them.
@@ -29,8 +23,6 @@ _PACKAGES: Final = ("slurm-client", "slurmctld", "slurmd", "slurm-wlm-basic-plug
 
 #: Folders of daemons, which the PATH of a plain user lacks.
 _DAEMON_FOLDERS: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
-
-_APT_SECONDS: Final = 600.0
 
 
 @dataclass(frozen=True)
@@ -75,13 +67,11 @@ def find_programs(cache: Path | None = None) -> Programs:
     cache = default_cache() if cache is None else cache
     if installed := _look_in(None, cache):
         return installed
-    unpacked = cache / _release()
+    unpacked = cache / debian.release()
     if found := _look_in(unpacked, cache):
         return found
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with (cache / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with debian.locked(cache):
             if not (found := _look_in(unpacked, cache)):  # Another process may have been first.
                 _fetch(unpacked)
                 found = _look_in(unpacked, cache)
@@ -95,9 +85,8 @@ def find_programs(cache: Path | None = None) -> Programs:
 
 
 def default_cache() -> Path:
-    """Where unpacked packages are kept: below `$XDG_CACHE_HOME`, or `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "media-super-resolution" / "slurm"
+    """Where unpacked packages are kept."""
+    return debian.cache_folder("slurm")
 
 
 def _look_in(unpacked: Path | None, cache: Path) -> Programs | None:
@@ -127,86 +116,24 @@ def _look_in(unpacked: Path | None, cache: Path) -> Programs | None:
 
 def _fetch(target: Path) -> None:
     """Download and unpack the packages; the folder appears when it is complete."""
-    if not (shutil.which("apt-get") and shutil.which("apt-config") and shutil.which("dpkg-deb")):
-        raise SlurmMissingError("Slurm is not installed, and this machine has no apt to fetch it with", _remedy())
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as name:
-        work = Path(name)
-        packages = _download(work)
-        tree = work / "tree"
-        for package in packages:
-            _apt(["dpkg-deb", "--extract", str(package), str(tree)])
+
+    def name_as_installed(tree: Path) -> None:
         # Debian adds these names when it installs: the packages have `slurmctld-wlm` and so on. Called by those names,
         # the daemons start and then ignore parts of their configuration.
         for program in [*tree.glob("usr/bin/*-wlm"), *tree.glob("usr/sbin/*-wlm")]:
             program.with_name(program.name.removesuffix("-wlm")).symlink_to(program.name)
-        tree.chmod(0o755)  # The folder of an mkdtemp is for its owner only; jobs of others may run these programs.
-        shutil.rmtree(target, ignore_errors=True)  # Left from before a package was removed from the system.
-        tree.rename(target)
 
-
-def _download(work: Path) -> list[Path]:
-    """Download all packages that this machine lacks, with an apt that leaves the machine's own apt alone."""
-    for folder in ("lists/partial", "archives/partial"):
-        (work / folder).mkdir(parents=True)
-    # The machine's settings (proxies, certificates, checks), without hooks that would act on the system, and without
-    # additional indexes that nothing here reads.
-    machine = _apt(["apt-config", "dump"]).splitlines()
-    unwanted = re.compile(r"(APT::Update|DPkg|Acquire::IndexTargets)\b")
-    settings = [line for line in machine if not unwanted.match(line)] + [
-        'Dir::Etc::parts "/dev/null";',
-        'Dir::Etc::main "/dev/null";',
-        f'Dir::State::lists "{work}/lists";',
-        f'Dir::Cache "{work}";',
-        'Dir::Cache::archives "archives";',
-        'Debug::NoLocking "true";',
-        'APT::Sandbox::User "";',  # Its usual user may not enter this folder.
-        'APT::Install-Recommends "false";',
-        'Acquire::Languages "none";',
-        'Acquire::Retries "1";',
-        'Acquire::http::Timeout "20";',
-        'Acquire::https::Timeout "20";',
-    ]
-    configuration = work / "apt.conf"
-    configuration.write_text("\n".join(settings) + "\n")
-    # Does not fail where one of several sources does; what matters is whether the packages are to be had.
-    _apt(["apt-get", "-qy", "update"], configuration, check=False)
-    _apt(["apt-get", "-qqy", "install", "--download-only", *_PACKAGES], configuration)
-    return sorted((work / "archives").glob("*.deb"))
-
-
-def _apt(command: Sequence[str], configuration: Path | None = None, *, check: bool = True) -> str:
-    environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-    if configuration is not None:
-        environment["APT_CONFIG"] = str(configuration)
     try:
-        done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_APT_SECONDS
-        )
-    except subprocess.TimeoutExpired as error:
+        debian.fetch(_PACKAGES, target, name_as_installed)
+    except debian.PackagesError as error:
         raise SlurmMissingError(
-            f"Slurm is not installed, and {command[0]} did not end in {_APT_SECONDS:.0f} s", _remedy()
-        ) from error
-    if done.returncode and check:
-        complaints = [line for line in done.stderr.splitlines() if line.startswith("E:")] or [f"exit {done.returncode}"]
-        raise SlurmMissingError(
-            f"Slurm is not installed, and could not be fetched ({command[0]}: {complaints[0].removeprefix('E: ')})",
+            f"Slurm is not installed, and could not be fetched ({error})",
             _remedy("or let this machine reach its package sources"),
-        )
-    return done.stdout
+        ) from error
 
 
 def _remedy(otherwise: str = "") -> str:
     return f"Install Slurm and munge (Debian: apt-get install {' '.join(_PACKAGES)}) {otherwise}".rstrip()
-
-
-def _release() -> str:
-    """Packages unpacked on one release of a distribution are not for another, say after an upgrade."""
-    try:
-        release = platform.freedesktop_os_release()
-    except OSError:
-        release = {}
-    parts = (release.get("ID", "linux"), release.get("VERSION_ID", ""), platform.machine())
-    return "-".join(part for part in parts if part)
 
 
 def _in_front(folders: Sequence[Path], path: str) -> str:

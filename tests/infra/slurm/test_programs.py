@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from infra import debian
 from infra.slurm import Programs, SlurmMissingError, find_programs, programs
 
 NAMES = ("sbatch", "scancel", "squeue", "sinfo", "scontrol", "slurmctld", "slurmd", "slurmstepd", "munged")
@@ -47,7 +48,7 @@ class TestInstalled:
 class TestUnpacked:
     @pytest.fixture
     def cache(self, nothing_installed: Path, tmp_path: Path) -> Path:
-        tree = tmp_path / "cache" / programs._release()
+        tree = tmp_path / "cache" / debian.release()
         for name in NAMES[:-1]:
             program(tree / "usr" / "bin" / name)
         (tree / "usr/lib/x86_64-linux-gnu/slurm-wlm").mkdir(parents=True)
@@ -57,7 +58,7 @@ class TestUnpacked:
 
     def test_unpacked_programs_find_each_other(self, cache: Path) -> None:
         found = find_programs(cache)
-        tree = cache / programs._release()
+        tree = cache / debian.release()
         libraries = tree / "usr/lib/x86_64-linux-gnu"
         assert (found.sbatch, found.plugins) == (tree / "usr/bin/sbatch", libraries / "slurm-wlm")
         assert found.environment({"PATH": "/bin", "LD_LIBRARY_PATH": "/lib"}) == {
@@ -77,7 +78,7 @@ class TestUnpacked:
 
 class TestMissing:
     def test_without_apt(self, nothing_installed: Path, tmp_path: Path) -> None:
-        with pytest.raises(SlurmMissingError, match=r"has no apt .* Install Slurm and munge"):
+        with pytest.raises(SlurmMissingError, match=r"has no apt to fetch it with.* Install Slurm and munge"):
             find_programs(tmp_path / "cache")
 
     def test_where_apt_finds_nothing(self, nothing_installed: Path, tmp_path: Path) -> None:
