@@ -49,7 +49,7 @@ docs-check: $(READY)
 # Resolves pyproject.toml anew. torch is not in the lock: deployments/environment.sh installs the build for the machine.
 lock: $(READY)
 	$(BIN)/pip install --quiet "uv>=0.9"
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra notebooks --universal --python-version 3.11 --upgrade \
 	  --no-emit-index-url --no-annotate --no-header --quiet -o requirements.lock
 	@sed -i '1i # Made by "make lock"; do not edit. torch is installed apart, in the build that fits the machine.' requirements.lock
 
