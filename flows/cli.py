@@ -68,7 +68,11 @@ def _parser() -> Parser:
     upscale = commands.add_parser("upscale", help="upscale one video", description="Upscale one video.")
     upscale.add_argument("source", help="path or s3:// URI of the video")
     upscale.add_argument(
-        "destination", help="path or s3:// URI of the result; its ending (.mp4, .mov, .mkv) names the container"
+        "destination",
+        help="path or s3:// URI of the result; its ending (.mp4, .mov, .mkv) names the container; or a folder",
+    )
+    upscale.add_argument(
+        "--container", default="mp4", choices=("mp4", "mov", "mkv"), help="if DESTINATION is a folder (default mp4)"
     )
     size = upscale.add_mutually_exclusive_group()
     size.add_argument("--scale", type=int, metavar="2..4", help="how many times larger (default 2)")
@@ -127,13 +131,15 @@ def _parser() -> Parser:
 
 def _upscale(arguments: argparse.Namespace) -> None:
     began = time.time()
+    from tasks.destinations import result_in
     from tasks.receipt import clear_away, kept_receipts
     from tasks.request import UpscaleRequest, check_content, check_request, check_settings
     from tasks.store.address import parse, uri_of
 
+    destination = result_in(arguments.destination, arguments.source, arguments.container)
     request = UpscaleRequest(
         source=uri_of(arguments.source),
-        destination=uri_of(arguments.destination) if parse(arguments.destination) else arguments.destination,
+        destination=uri_of(destination) if parse(destination) else destination,
         scale=arguments.scale,
         height=arguments.height,
         model=arguments.model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import threading
@@ -10,16 +11,18 @@ from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from blocks.pools import load_pools
 from blocks.site import load_store, load_tracking
 from tasks.aws import aws_client
-from tasks.errors import LedgerError, ScratchError, SettingsError, StoreError, SuperResolutionError
+from tasks.errors import LedgerError, ModelError, ScratchError, SettingsError, StoreError, SuperResolutionError
 from tasks.ledger import open_ledger
 from tasks.media import ffmpeg
 from tasks.models.cards import all_cards
-from tasks.models.weights import is_present, locate
+from tasks.models.sources import check_mirror
+from tasks.models.weights import FOLDER_VARIABLE, is_present, locate
 from tasks.request import check_scratch, scratch_folder
 from tasks.stage import look_at
 from tasks.store.address import Address, split
@@ -124,10 +127,16 @@ def _ffmpeg() -> str:
 
 
 def _models() -> str:
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if folder and not Path(folder).is_dir():
+        raise ModelError(f"the folder of models {folder} is not there", f"Mount it, or correct {FOLDER_VARIABLE}")
+    elsewhere = next(card for card in all_cards().values() if not card.bundled)
+    reached = check_mirror(elsewhere.file_name)
     present = [card.name for card in all_cards().values() if is_present(card)]
     for name in present:
         locate(all_cards()[name])
-    return f"{', '.join(present)} are here and undamaged"
+    said = f"{', '.join(present)} are here and undamaged"
+    return f"{said}; the mirror {reached} answers" if reached else said
 
 
 def _scratch(named: str, pools: str) -> str:

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.destinations import result_in
+from tasks.models.cards import all_cards
 from tasks.request import DEFAULT_MODEL, UpscaleRequest
+
+if TYPE_CHECKING:
+    ModelName: TypeAlias = str
+else:
+    #: `compact` and the model cards: a drop-down in the form, and nothing else is taken.
+    ModelName = Literal[(DEFAULT_MODEL, *all_cards())]
+
+Container: TypeAlias = Literal["mp4", "mov", "mkv"]
+
+#: A video. The server refuses an empty one before a run starts.
+Source: TypeAlias = Annotated[str, Field(min_length=1)]
+
+#: Where a result goes. The pattern is for the server, which refuses what cannot be one before a run starts; a flow that
+#: is called says more about what is wrong.
+Destination: TypeAlias = Annotated[
+    str,
+    Field(min_length=1, json_schema_extra={"pattern": r"(/|\.([mM][pP]4|[mM][oO][vV]|[mM][kK][vV]))$"}),
+]
 
 
 class UpscaleOptions(BaseModel):
@@ -24,15 +44,41 @@ class UpscaleOptions(BaseModel):
         0,
         ge=0,
         le=16384,
+        multiple_of=2,
         title="Height",
         description="Rows of the result, for example 1080; 0 uses the scale instead.",
         json_schema_extra={"position": 1},
     )
-    model: str = Field(
+    model: ModelName = Field(
         DEFAULT_MODEL,
         title="Model",
-        description="Name of a model card, path of a weight file, or `compact` for the bundled model that fits.",
+        description="`compact` is the bundled model that fits the scale; it runs anywhere. Weights of the others are"
+        " fetched with `superres models fetch`.",
         json_schema_extra={"position": 2},
+    )
+    weights: str = Field(
+        "",
+        title="Weight file",
+        description="Path of a .pth or .safetensors file of your own, used instead of the model above.",
+        json_schema_extra={"position": 3},
+    )
+    encoder: Literal["h264", "h265", "ffv1"] = Field(
+        "h264", title="Encoder", description="How the result is encoded.", json_schema_extra={"position": 4}
+    )
+    container: Container = Field(
+        "mp4",
+        title="Container",
+        description="Of the result, when the destination is a folder, which it then gets the name of the source in."
+        " The ending of any other destination says it.",
+        json_schema_extra={"position": 5},
+    )
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = Field(
+        "auto",
+        title="Precision",
+        description="In which the model is computed. `int8` is several times faster on CPUs, and used if it keeps 45 dB"
+        " against `fp32` on frames of this video; so is `bf16` on CPUs that compute in it. `auto` is `fp16` on GPUs and"
+        " `fp32` on CPUs.",
+        json_schema_extra={"position": 6},
     )
     denoise: float = Field(
         1.0,
@@ -41,25 +87,7 @@ class UpscaleOptions(BaseModel):
         title="Denoise strength",
         description="For models that come in two strengths, such as `realesr-general-x4v3`: 1 removes noise as the"
         " model does by itself, 0 keeps it with the grain.",
-        json_schema_extra={"position": 12},
-    )
-    encoder: Literal["h264", "h265", "ffv1"] = Field(
-        "h264", title="Encoder", description="How the result is encoded.", json_schema_extra={"position": 3}
-    )
-    chunk_seconds: float = Field(
-        0.0,
-        ge=0,
-        title="Chunk length",
-        description="Seconds of video per chunk; 0 chooses about a minute of work.",
-        json_schema_extra={"position": 4},
-    )
-    precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = Field(
-        "auto",
-        title="Precision",
-        description="In which the model is computed. `int8` is several times faster on CPUs, and used if it keeps 45 dB"
-        " against `fp32` on frames of this video; so is `bf16` on CPUs that compute in it. `auto` is `fp16` on GPUs and"
-        " `fp32` on CPUs.",
-        json_schema_extra={"position": 11},
+        json_schema_extra={"position": 7},
     )
     tolerance: int = Field(
         0,
@@ -69,70 +97,76 @@ class UpscaleOptions(BaseModel):
         description="Parts of the picture that differ by no more than this many code values (of 255) from what was"
         " upscaled there last are kept as they were. 0 keeps only what is exactly equal, and changes no result; above"
         " it, grain and slow fades may seem to stand still for moments, and results depend on where chunks begin.",
-        json_schema_extra={"position": 13},
+        json_schema_extra={"position": 8},
     )
     overwrite: bool = Field(
-        False, title="Overwrite", description="Replace the destination if it exists.", json_schema_extra={"position": 5}
+        False, title="Overwrite", description="Replace the destination if it exists.", json_schema_extra={"position": 9}
     )
     salvage: bool = Field(
         False,
         title="Salvage",
         description="Keep what decodes of a damaged source instead of failing.",
-        json_schema_extra={"position": 6},
+        json_schema_extra={"position": 10},
     )
     fresh: bool = Field(
         False,
         title="Start afresh",
         description="Do not use chunks of an earlier, interrupted run.",
-        json_schema_extra={"position": 7},
+        json_schema_extra={"position": 11},
+    )
+    chunk_seconds: float = Field(
+        0.0,
+        ge=0,
+        title="Chunk length",
+        description="Seconds of video per chunk; 0 chooses about a minute of work.",
+        json_schema_extra={"position": 12},
     )
     pools: str = Field(
         "local",
         title="Pools",
         description="Where to work: `local`, `slurm`, or the name of a block of pools.",
-        json_schema_extra={"position": 8},
-    )
-    timeline: str = Field(
-        "",
-        title="Timeline",
-        description="Path of an SVG picture of who worked on which chunk when; empty for none.",
-        json_schema_extra={"position": 10},
+        json_schema_extra={"position": 13},
     )
     scratch: str = Field(
         "",
         title="Scratch folder",
         description="Where chunk files live while the job runs; empty for the site's default.",
-        json_schema_extra={"position": 9},
+        json_schema_extra={"position": 14},
     )
-
+    timeline: str = Field(
+        "",
+        title="Timeline",
+        description="Path of an SVG picture of who worked on which chunk when; empty for none.",
+        json_schema_extra={"position": 15},
+    )
     store: str = Field(
         "",
         title="Media store",
         description="Name of a block that says how to reach S3; empty for the machine's own AWS credentials.",
-        json_schema_extra={"position": 14},
+        json_schema_extra={"position": 16},
     )
     ledger: str = Field(
         "",
         title="Job ledger",
         description="Name of the block that says where records of jobs and metrics go; empty for files on this"
         " machine.",
-        json_schema_extra={"position": 15},
+        json_schema_extra={"position": 17},
     )
     owner: str = Field(
         "",
         title="Owner",
         description="Whose job it is: only they get its record and its result. Empty for the user who runs it.",
-        json_schema_extra={"position": 16},
+        json_schema_extra={"position": 18},
     )
 
     def request(self, source: str, destination: str) -> UpscaleRequest:
         """The request these options stand for; zero, empty and a denoise strength of 1 mean "not given"."""
         return UpscaleRequest(
             source=source,
-            destination=destination,
+            destination=result_in(destination, source, self.container),
             scale=None if self.height else self.scale,
             height=self.height or None,
-            model=self.model,
+            model=self.weights or self.model,
             denoise=None if self.denoise == 1 else self.denoise,
             encoder=self.encoder,
             precision=self.precision,
@@ -148,4 +182,12 @@ class UpscaleOptions(BaseModel):
     def from_request(cls, request: UpscaleRequest, **more: str) -> UpscaleOptions:
         """The options that stand for a request, and those that are no part of one."""
         given = {name: value for name, value in request.to_dict().items() if value is not None}
+        given |= model_fields(request.model)
         return cls(**{name: value for name, value in given.items() if name in cls.model_fields}, **more)
+
+
+def model_fields(name_or_path: str) -> dict[str, str]:
+    """The fields of `UpscaleOptions` that stand for a model given by name or by the path of its weight file."""
+    by_name = {name.lower(): name for name in (DEFAULT_MODEL, *all_cards())}
+    known = by_name.get(name_or_path.lower())
+    return {"model": known} if known else {"model": DEFAULT_MODEL, "weights": name_or_path}

@@ -21,7 +21,6 @@ from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import Any, Final, Literal
 
 from prefect import flow
@@ -32,12 +31,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from blocks.pools import load_pools
 from blocks.site import load_store, load_tracking
-from flows.parameters import UpscaleOptions
+from flows.parameters import Source, UpscaleOptions
 from flows.records import new_job, result_of
 from flows.stopping import RunStopped, stopped_by
 from flows.upscale_video import upscale_video
 from infra.pools.opening import current_cluster
-from tasks.destinations import destination_of
+from tasks.destinations import destination_of, result_name
 from tasks.errors import DestinationError, LibraryError, SettingsError, SuperResolutionError
 from tasks.ledger import open_ledger
 from tasks.ledger.ledger import Ledger
@@ -46,7 +45,7 @@ from tasks.owner import this_user
 from tasks.request import UpscaleRequest
 from tasks.stage import look_at
 from tasks.store.address import local_path, parse, uri_of
-from tasks.store.listing import VIDEO_SUFFIXES, Found, find_videos
+from tasks.store.listing import Found, find_videos
 from tasks.store.settings import StoreSettings
 
 #: Failures that the same source with the same settings meets again.
@@ -66,20 +65,17 @@ class LibraryOptions(BaseModel):
     upscale: UpscaleOptions = Field(
         default_factory=UpscaleOptions, title="Upscaling", json_schema_extra={"position": 0}
     )
-    container: Literal["mp4", "mov", "mkv"] = Field(
-        "mp4", title="Container", description="Of the results.", json_schema_extra={"position": 1}
-    )
     parallel: int = Field(
-        2, ge=1, le=64, title="Parallel", description="Videos at a time.", json_schema_extra={"position": 2}
+        2, ge=1, le=64, title="Parallel", description="Videos at a time.", json_schema_extra={"position": 1}
     )
     limit: int = Field(
-        0, ge=0, title="Limit", description="Videos per sweep; 0 for all.", json_schema_extra={"position": 3}
+        0, ge=0, title="Limit", description="Videos per sweep; 0 for all.", json_schema_extra={"position": 2}
     )
     retry_failed: bool = Field(
         False,
         title="Retry failed",
         description="Also try again what failed for a reason that lies in the video itself.",
-        json_schema_extra={"position": 4},
+        json_schema_extra={"position": 3},
     )
 
 
@@ -99,7 +95,11 @@ class Row:
 
 
 @flow(name="upscale-library", flow_run_name="{source}", validate_parameters=True)
-def upscale_library(source: str, destination: str, options: LibraryOptions = LibraryOptions()) -> dict[str, Any]:  # noqa: B008
+def upscale_library(
+    source: Source,
+    destination: Source,
+    options: LibraryOptions = LibraryOptions(),  # noqa: B008
+) -> dict[str, Any]:
     """Upscale all new videos of a library.
 
     Args:
@@ -210,7 +210,7 @@ class _Sweep:
 
     def _target(self, video: Found) -> str:
         """Where the result of a video goes; in a folder that is there."""
-        target = f"{self.destination.rstrip('/')}/{result_name(video.name, self.options.container)}"
+        target = f"{self.destination.rstrip('/')}/{result_name(video.name, self.options.upscale.container)}"
         if parse(target) is None:
             folder = local_path(target).parent
             try:
@@ -257,19 +257,3 @@ class _Sweep:
             if record.state == JobState.PUBLISHED:
                 found[record.destination].append(record)
         return found
-
-
-def result_name(name: str, container: str) -> str:
-    """The name of a video's result; those of two videos differ, also where their names differ only in the ending.
-
-    `film.avi` becomes `film.avi.mp4`; `film.mp4` stays as it is, unless it could then be the result of some `film`. It
-    is the rule of `infra/aws/lambda` too.
-
-    Args:
-        name: Of the video, relative to the library.
-        container: Ending of the result.
-    """
-    path = PurePosixPath(name)
-    if path.suffix == f".{container}" and PurePosixPath(path.stem).suffix.lower() not in VIDEO_SUFFIXES:
-        return name
-    return f"{name}.{container}"

@@ -26,7 +26,8 @@ from prefect.runtime import flow_run
 
 from blocks.site import load_store, load_tracking
 from flows.chunk_runs import Meter, run_chunks, watch_transfer
-from flows.parameters import UpscaleOptions
+from flows.parameters import Destination, UpscaleOptions
+from flows.parameters import Source as SourceName
 from flows.pools import cluster_of_flow_run, pools_of_flow_run, site_of_flow_run
 from flows.records import end_record, has_result, name_record, new_job
 from flows.stopping import result_of_task
@@ -110,7 +111,7 @@ def _run_name() -> str:
     given = flow_run.parameters
     options = UpscaleOptions.model_validate(given["options"])
     size = f"{options.height} rows" if options.height else f"x{options.scale}"
-    return f"{Path(given['source']).stem} {size} {Path(options.model).stem}"
+    return f"{Path(given['source']).stem} {size} {Path(options.weights or options.model).stem}"
 
 
 @flow(
@@ -121,12 +122,17 @@ def _run_name() -> str:
     on_cancellation=[end_record],
     on_crashed=[end_record],
 )
-def upscale_video(source: str, destination: str, options: UpscaleOptions = UpscaleOptions()) -> dict[str, Any]:  # noqa: B008
+def upscale_video(
+    source: SourceName,
+    destination: Destination,
+    options: UpscaleOptions = UpscaleOptions(),  # noqa: B008
+) -> dict[str, Any]:
     """Upscale one video.
 
     Args:
         source: Path or `s3://` URI of the video.
-        destination: Path or `s3://` URI of the result; its ending (.mp4, .mov, .mkv) names the container.
+        destination: Path or `s3://` URI of the result; its ending (.mp4, .mov, .mkv) names the container. One that ends
+            in a slash is a folder, in which the result is named as the source.
         options: Scale, model, encoder and the rest.
 
     Returns:

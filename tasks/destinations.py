@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from tasks.errors import DestinationError, StoreError
 from tasks.media.encoders import file_digest
 from tasks.store.address import Address, local_path, parse
+from tasks.store.listing import VIDEO_SUFFIXES
 from tasks.store.settings import StoreSettings
 
 #: Called with bytes done and bytes in all.
@@ -101,6 +102,36 @@ def destination_of(where: str, store: StoreSettings) -> LocalFile | StoredObject
     """
     address = parse(where)
     return LocalFile.at(where) if address is None else StoredObject(address, store)
+
+
+def result_name(name: str, container: str) -> str:
+    """The name of a video's result; those of two videos differ, also where their names differ only in the ending.
+
+    `film.avi` becomes `film.avi.mp4`; `film.mp4` stays as it is, unless it could then be the result of some `film`. It
+    is the rule of `infra/aws/lambda` too.
+
+    Args:
+        name: Of the video, relative to the library.
+        container: Ending of the result.
+    """
+    path = PurePosixPath(name)
+    if path.suffix == f".{container}" and PurePosixPath(path.stem).suffix.lower() not in VIDEO_SUFFIXES:
+        return name
+    return f"{name}.{container}"
+
+
+def result_in(destination: str, source: str, container: str) -> str:
+    """The destination itself, or for a folder or prefix the file or object in it that is named as the source.
+
+    Args:
+        destination: Path or URI; one that ends in a slash, and a folder that is there, are folders.
+        source: Path or URI of the video.
+        container: Ending of the result, for destinations that are folders.
+    """
+    is_folder = destination.endswith("/") or (parse(destination) is None and local_path(destination).is_dir())
+    if not is_folder:
+        return destination
+    return f"{destination.rstrip('/')}/{result_name(PurePosixPath(source).name, container)}"
 
 
 @dataclass(frozen=True)

@@ -153,5 +153,19 @@ class LibraryError(SuperResolutionError):
         return (LibraryError, (self.problem, self.rows), self.__dict__)
 
 
+class FlightCheckError(SuperResolutionError):
+    """A part of the installation does not work."""
+
+    kind = "flight-check"
+    exit_code = 17
+
+
+class BootstrapError(SuperResolutionError):
+    """The Prefect server cannot be set up."""
+
+    kind = "bootstrap"
+    exit_code = 18
+
+
 def _rebuild_frame_error(cls: type[FrameError], problem: str, remedy: str | None, frame: int | None) -> FrameError:
     return cls(problem, remedy, frame=frame)

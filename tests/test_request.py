@@ -262,7 +262,7 @@ def test_a_denoise_strength_names_the_model(places: Places, twins: tuple[ModelCa
 def test_the_form_asks_for_the_same(
     places: Places, twins: tuple[ModelCard, ModelCard], denoise: float, name: str
 ) -> None:
-    options = UpscaleOptions(model="strong", denoise=denoise, scratch=str(places.scratch))
+    options = UpscaleOptions(weights="strong", denoise=denoise, scratch=str(places.scratch))
     request = options.request(str(places.source), str(places.out / "film.mp4"))
     assert check_request(request).card.name == name
     assert UpscaleOptions.from_request(request) == options

@@ -79,14 +79,15 @@ def _library(arguments: argparse.Namespace) -> None:
     with working_place(arguments.pools):
         from pydantic import ValidationError
 
-        from flows.parameters import UpscaleOptions
+        from flows.parameters import UpscaleOptions, model_fields
         from flows.upscale_library import LibraryOptions, upscale_library
 
-        names = ("scale", "height", "model", "encoder", "pools", "scratch", "store", "ledger")
+        names = ("scale", "height", "encoder", "container", "pools", "scratch", "store", "ledger")
+        given: dict[str, Any] = {name: getattr(arguments, name) for name in names}
         try:
             options = LibraryOptions(
-                upscale=UpscaleOptions(**{name: getattr(arguments, name) for name in names}),
-                **{name: getattr(arguments, name) for name in ("container", "parallel", "limit", "retry_failed")},
+                upscale=UpscaleOptions(**given, **model_fields(arguments.model)),
+                **{name: getattr(arguments, name) for name in ("parallel", "limit", "retry_failed")},
             )
         except ValidationError as error:
             first = error.errors()[0]

@@ -58,7 +58,7 @@ def main() -> None:
     settings = json.loads(sys.stdin.buffer.readline())
     gc.disable()  # Imports only make objects that stay; collecting among them costs a tenth of the start.
     home = Path(settings["home"])
-    database = home / f"prefect-{importlib.metadata.version('prefect')}.db"
+    database = database_of(home)
     os.environ.update(QUIET)
     os.environ["PREFECT_HOME"] = str(home)
     os.environ["PREFECT_SERVER_UI_ENABLED"] = str(bool(settings["ui"])).lower()
@@ -67,6 +67,11 @@ def main() -> None:
     prepare_database(home, database)
     os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{database}"
     serve(settings)
+
+
+def database_of(home: Path) -> Path:
+    """Where the database of the installed Prefect lies in a home."""
+    return home / f"prefect-{importlib.metadata.version('prefect')}.db"
 
 
 def prepare_database(home: Path, database: Path) -> None:

@@ -14,12 +14,12 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from tasks.errors import SettingsError
+from tasks.errors import ModelError, SettingsError
 
 #: Names the mirror.
 MIRROR_VARIABLE: Final = "SUPERRES_MODEL_MIRROR"
@@ -86,6 +86,32 @@ def mirror(file_name: str) -> Source | None:
     raise SettingsError(
         f"{MIRROR_VARIABLE} is {base}, which is of no known kind", "Name a folder, an http(s) URL or s3://bucket/prefix"
     )
+
+
+def check_mirror(file_name: str) -> str:
+    """See whether the mirror can be reached; it need not have the file.
+
+    Returns:
+        Its name; empty where there is none.
+
+    Raises:
+        ModelError: It cannot.
+        SettingsError: It is of no known kind.
+    """
+    source = mirror(file_name)
+    if source is None:
+        return ""
+    base = os.environ[MIRROR_VARIABLE]
+    try:
+        if "://" not in base and not Path(base).expanduser().is_dir():
+            raise OSError("there is no such folder")
+        with suppress(MissingError), source.open(0):
+            pass
+    except OSError as error:
+        raise ModelError(
+            f"the mirror of models {base} cannot be reached ({error})", f"Correct {MIRROR_VARIABLE}"
+        ) from error
+    return base
 
 
 @contextmanager

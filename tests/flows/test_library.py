@@ -32,8 +32,9 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.parameters import UpscaleOptions
-from flows.upscale_library import LibraryOptions, result_name, upscale_library
+from flows.upscale_library import LibraryOptions, upscale_library
 from flows.upscale_video import upscale_video
+from tasks.destinations import result_name
 from tasks.errors import LibraryError, SettingsError, SourceError
 from tasks.ledger.holder import this_holder
 from tasks.ledger.ledger import Ledger
