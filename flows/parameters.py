@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,11 +10,13 @@ from tasks.destinations import result_in
 from tasks.models.cards import all_cards
 from tasks.request import DEFAULT_MODEL, UpscaleRequest
 
+_MODELS: Final = (DEFAULT_MODEL, *all_cards())
+
 if TYPE_CHECKING:
     ModelName: TypeAlias = str
 else:
     #: `compact` and the model cards: a drop-down in the form, and nothing else is taken.
-    ModelName = Literal[(DEFAULT_MODEL, *all_cards())]
+    ModelName = Literal[_MODELS]
 
 Container: TypeAlias = Literal["mp4", "mov", "mkv"]
 
@@ -188,6 +190,6 @@ class UpscaleOptions(BaseModel):
 
 def model_fields(name_or_path: str) -> dict[str, str]:
     """The fields of `UpscaleOptions` that stand for a model given by name or by the path of its weight file."""
-    by_name = {name.lower(): name for name in (DEFAULT_MODEL, *all_cards())}
+    by_name = {name.lower(): name for name in _MODELS}
     known = by_name.get(name_or_path.lower())
     return {"model": known} if known else {"model": DEFAULT_MODEL, "weights": name_or_path}

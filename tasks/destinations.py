@@ -124,13 +124,15 @@ def result_in(destination: str, source: str, container: str) -> str:
     """The destination itself, or for a folder or prefix the file or object in it that is named as the source.
 
     Args:
-        destination: Path or URI; one that ends in a slash, and a folder that is there, are folders.
+        destination: Path or URI; one that ends in a slash is a folder, and so is a folder that is there, unless its
+            name is that of a video.
         source: Path or URI of the video.
         container: Ending of the result, for destinations that are folders.
     """
-    is_folder = destination.endswith("/") or (parse(destination) is None and local_path(destination).is_dir())
-    if not is_folder:
-        return destination
+    if not destination.endswith("/"):
+        path = local_path(destination) if parse(destination) is None else None
+        if path is None or path.suffix.lower() in VIDEO_SUFFIXES or not path.is_dir():
+            return destination
     return f"{destination.rstrip('/')}/{result_name(PurePosixPath(source).name, container)}"
 
 
