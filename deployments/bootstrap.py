@@ -22,6 +22,7 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessWorker
 
 from blocks.pools import SlurmPools
@@ -135,7 +136,8 @@ def _variables(sites: Sequence[Site]) -> dict[str, str]:
     if "local" in sites and not os.environ.keys() & defaults.keys():
         for folder in defaults.values():
             Path(folder).mkdir(parents=True, exist_ok=True)
-    return {**defaults, **os.environ, "SUPERRES_CHECKOUT": str(CHECKOUT), "PYTHONPATH": str(CHECKOUT)}
+    settings = get_current_settings().to_environment_variables(exclude_unset=True, include_secrets=True)
+    return {**defaults, **os.environ, **settings, "SUPERRES_CHECKOUT": str(CHECKOUT), "PYTHONPATH": str(CHECKOUT)}
 
 
 def _deploy(site: Site, environment: dict[str, str]) -> None:
