@@ -193,3 +193,68 @@ def model_fields(name_or_path: str) -> dict[str, str]:
     by_name = {name.lower(): name for name in _MODELS}
     known = by_name.get(name_or_path.lower())
     return {"model": known} if known else {"model": DEFAULT_MODEL, "weights": name_or_path}
+
+
+class EvaluateOptions(BaseModel):
+    """How models are compared. The defaults take minutes and suit most clips."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mode: Literal["restore", "no-reference"] = Field(
+        "restore",
+        title="Mode",
+        description="`restore` shrinks each clip, lets models restore it and compares with the original. `no-reference`"
+        " enlarges the clip itself and says what can be said without an original.",
+        json_schema_extra={"position": 0},
+    )
+    scale: Literal[2, 3, 4] = Field(
+        2, title="Scale", description="How many times models enlarge.", json_schema_extra={"position": 1}
+    )
+    seconds: float = Field(
+        2.0,
+        gt=0,
+        le=600,
+        title="Seconds",
+        description="Of each clip, taken from its middle.",
+        json_schema_extra={"position": 2},
+    )
+    crf: int = Field(
+        23,
+        ge=0,
+        le=51,
+        title="CRF",
+        description="Rate factor of H.264 at which shrunk clips are coded, as streamed video is; 0 leaves them as they"
+        " are. Only for `restore`.",
+        json_schema_extra={"position": 3},
+    )
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+        "auto",
+        title="Precision",
+        description="In which models are computed; `auto` is `fp16` on GPUs and `fp32` on CPUs.",
+        json_schema_extra={"position": 4},
+    )
+    folder: str = Field(
+        "",
+        title="Folder",
+        description="For the table and the plots, which replace those of an earlier evaluation there; empty for a new"
+        " one in the folder of this installation.",
+        json_schema_extra={"position": 5},
+    )
+    pools: str = Field(
+        "local",
+        title="Pools",
+        description="Where to work: `local`, `slurm`, or the name of a block of pools.",
+        json_schema_extra={"position": 6},
+    )
+    scratch: str = Field(
+        "",
+        title="Scratch folder",
+        description="Where frames live while the run goes on; empty for the site's default.",
+        json_schema_extra={"position": 7},
+    )
+    store: str = Field(
+        "",
+        title="Media store",
+        description="Name of a block that says how to reach S3; empty for the machine's own AWS credentials.",
+        json_schema_extra={"position": 8},
+    )

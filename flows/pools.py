@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from blocks.stages import CPU_IMPORTS, GPU_IMPORTS
-from flows.parameters import UpscaleOptions
 from infra.pools import Pool, local_pools
 from infra.pools.opening import current_cluster
 from tasks.chunks import Capacity
@@ -32,8 +31,8 @@ def pools_of_flow_run() -> Iterable[Pool]:
 
     from blocks.pools import load_pools
 
-    options = UpscaleOptions.model_validate(flow_run.parameters.get("options") or {})
-    block = load_pools(options.pools)
+    options = flow_run.parameters.get("options") or {}
+    block = load_pools(options.get("pools", "local") if isinstance(options, dict) else options.pools)
     block.check()
     return block.pools()
 
@@ -59,7 +58,13 @@ class Site:
         return round(sum(self.hourly_prices.get(pool, 0.0) * s / 3600 for pool, s in node_seconds.items()), 4)
 
 
-def site_of_flow_run(options: UpscaleOptions) -> Site:
+class PoolOptions(Protocol):
+    """Options of any flow that name its pools."""
+
+    pools: str
+
+
+def site_of_flow_run(options: PoolOptions) -> Site:
     """The site of a flow run with these parameters; starts nothing."""
     from blocks.pools import load_pools
 

@@ -167,5 +167,25 @@ class BootstrapError(SuperResolutionError):
     exit_code = 18
 
 
+class EvaluationError(SuperResolutionError):
+    """Some models could not be judged on some clips.
+
+    Args:
+        problem: Which.
+        remedy: What to do.
+        result: What the flow would have returned, with a row for each clip and model.
+    """
+
+    kind = "evaluation"
+    exit_code = 19
+
+    def __init__(self, problem: str, remedy: str, result: dict[str, Any]) -> None:
+        super().__init__(problem, remedy)
+        self.result = result
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (EvaluationError, (self.problem, self.remedy, self.result), self.__dict__)
+
+
 def _rebuild_frame_error(cls: type[FrameError], problem: str, remedy: str | None, frame: int | None) -> FrameError:
     return cls(problem, remedy, frame=frame)

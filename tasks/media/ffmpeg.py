@@ -69,8 +69,19 @@ def version() -> str:
 @lru_cache(maxsize=1)
 def encoder_names() -> frozenset[str]:
     """Names of the encoders built into the binary."""
-    listing = subprocess.run([binary(), "-hide_banner", "-encoders"], capture_output=True, text=True, check=True).stdout
-    rows = listing.partition("------")[2].splitlines()
+    return _listed("-encoders", "------")
+
+
+@lru_cache(maxsize=1)
+def filter_names() -> frozenset[str]:
+    """Names of the filters built into the binary."""
+    return _listed("-filters", "sink filter")
+
+
+def _listed(what: str, end_of_legend: str) -> frozenset[str]:
+    """The second word of each line of one of ffmpeg's lists, below the legend."""
+    listing = subprocess.run([binary(), "-hide_banner", what], capture_output=True, text=True, check=True).stdout
+    rows = listing.partition(end_of_legend)[2].splitlines()
     return frozenset(row.split()[1] for row in rows if len(row.split()) > 1)
 
 

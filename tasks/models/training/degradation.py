@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from fractions import Fraction
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+
+from tasks.media.recode import recoded
 
 Picture = NDArray[np.uint8]
 
@@ -53,23 +54,8 @@ def code_h264(frames: Sequence[Picture], crf: int, preset: str = "medium") -> li
     Returns:
         The decoded pictures, in order, shapes and dtype as given.
     """
-    height, width = frames[0].shape[:2]
-    encoder = av.CodecContext.create("libx264", "w")
-    encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
-    encoder.framerate, encoder.time_base = Fraction(25), Fraction(1, 25)
-    # One thread: x264's rate control depends on the number of threads, and the same seed has to give the same pixels.
-    encoder.options = {"crf": str(crf), "preset": preset, "threads": "1"}
-    decoder = av.CodecContext.create("h264", "r")
-    decoded: list[Picture] = []
-    for index, frame in enumerate([*frames, None]):
-        source = None
-        if frame is not None:
-            source = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            source.pts = index
-        for packet in encoder.encode(source):
-            decoded.extend(rgb_pixels(f) for f in decoder.decode(packet))
-    decoded.extend(rgb_pixels(f) for f in decoder.decode(None))
-    return decoded
+    given = (av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24") for frame in frames)
+    return [rgb_pixels(frame) for frame in recoded(given, crf, preset)]
 
 
 def _code_jpeg(picture: Picture, quality: int, subsampling: int) -> Picture:

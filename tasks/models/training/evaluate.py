@@ -16,13 +16,13 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from tasks.media import quality
 from tasks.media.pixels import Colour, PictureFormat
 from tasks.models.cards import find_model
 from tasks.models.engine import Engine
@@ -114,14 +114,11 @@ def luma_psnr(output: Picture, reference: Picture, border: int) -> float:
     Returns:
         PSNR in decibels, peak 255; infinite for equal pictures.
     """
-    inner = slice(border, -border)
-    difference = (output[inner, inner].astype(np.float64) - reference[inner, inner].astype(np.float64)) @ _LUMA
-    mean_square = float(np.mean(difference**2))
-    return float("inf") if mean_square == 0.0 else 10.0 * float(np.log10(255.0**2 / mean_square))
+    return quality.psnr(_luma(output, border), _luma(reference, border))
 
 
 def luma_ssim(output: Picture, reference: Picture, border: int) -> float:
-    """Compute the structural similarity of BT.601 luma: Wang et al. (2004), equation 13, windows of section III.C.
+    """Compute the structural similarity of BT.601 luma; see `tasks.media.quality.ssim`.
 
     Args:
         output: Shape (height, width, 3), uint8 RGB.
@@ -131,21 +128,11 @@ def luma_ssim(output: Picture, reference: Picture, border: int) -> float:
     Returns:
         Mean over all places where the window of 11x11 fits, 1 for equal pictures.
     """
-    inner = slice(border, -border)
-    x, y = (torch.from_numpy(picture[inner, inner].astype(np.float64) @ _LUMA) for picture in (output, reference))
-    weights = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
-    weights /= weights.sum()
+    return quality.ssim(_luma(output, border), _luma(reference, border))
 
-    def blurred(planes: torch.Tensor) -> torch.Tensor:
-        rows = F.conv2d(planes, weights.reshape(1, 1, -1, 1))
-        return F.conv2d(rows, weights.reshape(1, 1, 1, -1))[:, 0]
 
-    mean_x, mean_y, square_x, square_y, product = blurred(torch.stack((x, y, x * x, y * y, x * y))[:, None])
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    variances = square_x - mean_x**2 + square_y - mean_y**2
-    structure = (2 * (product - mean_x * mean_y) + c2) / (variances + c2)
-    return float((luminance * structure).mean())
+def _luma(picture: Picture, border: int) -> NDArray[np.float64]:
+    return np.asarray(quality.inner(picture, border).astype(np.float64) @ _LUMA)
 
 
 def read_clip(path: Path) -> Iterator[Picture]:
