@@ -28,6 +28,8 @@ class StageReport:
     """Bytes of the file that the stage wrote."""
     kept: float = 0.0
     """Share of the picture that was not computed, because nothing within reach had changed."""
+    fidelity: float | None = None
+    """Of the middle frame of the chunk, in dB: how close its enlargement, shrunk back, is to it (`upscale` only)."""
     where: Place = field(default_factory=this_place)
     """The worker."""
 

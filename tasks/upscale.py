@@ -29,6 +29,7 @@ from tasks.chunks import Chunk
 from tasks.errors import FrameError, ModelError
 from tasks.failures import at
 from tasks.media.chunk_file import ChunkReader, ChunkWriter, is_valid
+from tasks.media.fidelity import fidelity
 from tasks.media.pixels import PictureFormat
 from tasks.models.cards import find_model
 from tasks.models.engine import Engine, Work
@@ -65,9 +66,9 @@ def upscale_chunk(plan: Plan, chunk: Chunk) -> StageReport:
         return StageReport.reused("upscale", chunk.index)
     reader = ChunkReader(plan.extracted(chunk))
     with shared_engine.use(EngineKey.of(plan)) as engine:
-        work = Work()
+        work, look = Work(), _Look(reader, plan.target)
         with ChunkWriter(path, plan.target) as writer:
-            began, ended = run_engine(engine, reader, writer, chunk.first, work)
+            began, ended = run_engine(engine, reader, writer, chunk.first, work, look)
             if len(writer) != chunk.frames:
                 frame = chunk.first + len(writer)
                 raise FrameError(
@@ -84,28 +85,66 @@ def upscale_chunk(plan: Plan, chunk: Chunk) -> StageReport:
         engine=description,
         bytes=path.stat().st_size,
         kept=work.kept,
+        fidelity=look.fidelity,
     )
 
 
 def run_engine(
-    engine: Engine, reader: ChunkReader, writer: ChunkWriter, first_frame: int, work: Work | None = None
+    engine: Engine,
+    reader: ChunkReader,
+    writer: ChunkWriter,
+    first_frame: int,
+    work: Work | None = None,
+    look: _Look | None = None,
 ) -> tuple[float, float]:
     """Pass all frames of `reader` through `engine` into `writer`, with reading and writing in threads of their own.
+
+    What is looked at is looked at where results are written, so the device does not wait for that either.
 
     Returns:
         When the device began, and when its last result came out.
     """
     written: deque[Future[None]] = deque()
+
+    def write(frames: NDArray[np.uint8]) -> None:
+        position = len(writer)
+        writer.write(frames)
+        if look is not None:
+            look.at(position, frames)
+
     with ThreadPoolExecutor(1, "read") as reading, ThreadPoolExecutor(1, "write") as writing:
         feed = _Feed(reader, engine.feed, reading)
         for frames in engine.stream(feed, first_frame, work):
             feed.came_out(len(frames))
-            written.append(writing.submit(writer.write, frames))
+            written.append(writing.submit(write, frames))
             if len(written) > _WRITES_PENDING:
                 written.popleft().result()
-        for write in written:
-            write.result()
+        for pending in written:
+            pending.result()
     return feed.began, feed.ended
+
+
+class _Look:
+    """A look at one frame of a chunk, the middle one: how faithful its enlargement is.
+
+    Args:
+        reader: Of the extracted chunk.
+        target: Format of the results.
+
+    Attributes:
+        fidelity: See `tasks.media.fidelity`; `None` before that frame has come out.
+    """
+
+    def __init__(self, reader: ChunkReader, target: PictureFormat) -> None:
+        self.fidelity: float | None = None
+        self._reader, self._target, self._frame = reader, target, len(reader) // 2
+
+    def at(self, position: int, frames: NDArray[np.uint8]) -> None:
+        """See results, `uint8[n, target.frame_bytes]`, the first of them at `position` of the chunk."""
+        if position <= self._frame < position + len(frames):
+            (source,) = next(self._reader.batches(1, self._frame, self._frame + 1))
+            upscaled = frames[self._frame - position]
+            self.fidelity = round(fidelity(source, self._reader.picture, upscaled, self._target), 2)
 
 
 class _Feed:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tasks import device
@@ -197,3 +198,15 @@ def test_an_engine_that_cannot_be_made_does_not_stop_others(keys: tuple[EngineKe
         pass
     with shared.use(keys[0]) as engine, shared.use(keys[0]) as same:
         assert engine is same
+
+
+def test_each_chunk_says_how_faithful_its_middle_frame_is(plan: Plan) -> None:
+    for chunk in plan.chunks:
+        source = next(ChunkReader(plan.extracted(chunk)).batches(chunk.frames))[chunk.frames // 2]
+        report = upscale_chunk(plan, chunk)
+        result = next(ChunkReader(plan.upscaled(chunk)).batches(chunk.frames))[chunk.frames // 2]
+        before = source[: 64 * 48].reshape(48, 64).astype(float)
+        after = result[: 128 * 96].reshape(48, 2, 64, 2).astype(float).mean((1, 3))
+        assert report.fidelity == pytest.approx(10 * np.log10(255**2 / ((after - before) ** 2).mean()), abs=0.01)
+        assert 20 < report.fidelity < 60
+        assert upscale_chunk(plan, chunk).fidelity is None  # Nothing was done.

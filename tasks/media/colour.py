@@ -135,6 +135,20 @@ class PlanesToRgb:
         return torch.add(rgb, luma.float(), alpha=self._luma_gain)
 
 
+def rgb_from_planes(frames: np.ndarray, picture: PictureFormat) -> np.ndarray:
+    """Frames as a screen shows them, for whoever has no tensors.
+
+    Args:
+        frames: uint8 `[n, picture.frame_bytes]`.
+        picture: Their format.
+
+    Returns:
+        uint8 `[n, height, width, 3]`, rounded; what is out of gamut is clamped.
+    """
+    rgb = PlanesToRgb(picture)(torch.from_numpy(np.array(frames)))
+    return rgb.mul_(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
 @dataclass(frozen=True)
 class PhaseKernels:
     """How an image that is not put together yet becomes code values: convolutions at the resolution of its phases.
