@@ -6,15 +6,16 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
-from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 
-from flows.stopping import LOOK_SECONDS, check_stop, settled
+from flows.artifacts.progress import Meter
+from flows.stopping import LOOK_SECONDS, Pausing, check_stop, settled
+from infra.pools.runner import PoolFuture
 from tasks.chunk_report import StageReport
 from tasks.chunks import Chunk
 from tasks.encode import encode
@@ -25,7 +26,7 @@ from tasks.ledger.record import JobState
 from tasks.media.ffmpeg import FfmpegError
 from tasks.place import Place
 from tasks.plan import Plan
-from tasks.progress import Progress, ProgressMeter, TransferNote, tell
+from tasks.progress import TransferNote
 from tasks.track import JobTracker
 from tasks.upscale import upscale
 
@@ -36,63 +37,34 @@ CHUNK_ATTEMPTS: Final = 3
 #: Chunks that may fail for good before the others are given up too: by then it is not the chunks.
 FAILED_CHUNKS: Final = 3
 
-#: Seconds between two updates of the progress artifact in the UI.
-_ARTIFACT_SECONDS: Final = 10.0
-
 #: The stages of a chunk, in order, and the pool of each.
 STAGES: Final = {"extract": "cpu", "upscale": "gpu", "encode": "cpu"}
 
 
-class Meter:
-    """Progress to whoever watches: the command line once a second, the UI every few seconds, the record now and then.
-
-    Args:
-        job: The job.
-        tracker: Of its record.
-    """
-
-    def __init__(self, job: Plan, tracker: JobTracker) -> None:
-        self._tracker = tracker
-        self._meter = ProgressMeter(job)
-        # Typed as maybe a coroutine; in a flow that is not async it is the identifier.
-        self._artifact = cast(UUID, create_progress_artifact(0.0, key="progress", description="Frames upscaled"))
-        self._updated = time.monotonic()
-        self._looked = 0.0
-        self.report("upscaling")
-
-    def report(self, phase: str) -> None:
-        """Look, unless the last look was just now, and tell; afterwards `seen` is what was told.
-
-        Raises:
-            LostJobError: Another run has taken this job over.
-        """
-        if phase == "upscaling" and time.monotonic() - self._looked < LOOK_SECONDS:
-            return
-        self._looked = time.monotonic()
-        self._tracker.check()
-        self.seen = progress = self._meter.look(phase)
-        self._tracker.note(frames_done=progress.frames_done)
-        if phase == "upscaling" and progress.frames_done == progress.frames_total:
-            self._tracker.reach(JobState.ENCODING)
-        tell(progress)
-        if time.monotonic() - self._updated >= _ARTIFACT_SECONDS or phase == "done":
-            self._updated = time.monotonic()
-            update_progress_artifact(self._artifact, 100.0 * progress.frames_done / progress.frames_total)
-
-
-def watch_transfer(future: PrefectFuture[Any], note: TransferNote, otherwise: Progress) -> None:
+def watch_transfer(future: PrefectFuture[Any], note: TransferNote, tell: Callable[[int, int], None]) -> None:
     """Tell how far a transfer is until its task run has ended.
 
     Args:
         future: Of the task run.
         note: Where the worker notes how far it is.
-        otherwise: What else there is to tell.
+        tell: Called with bytes done and bytes in all.
     """
     while not settled(future, 0):
         done, total = note.read()
         if total:
-            tell(replace(otherwise, bytes_done=done, bytes_total=total))
+            tell(done, total)
         settled(future)
+
+
+@dataclass(frozen=True)
+class FinishedChunk:
+    """A chunk that is encoded."""
+
+    chunk: Chunk
+    reports: tuple[StageReport, ...]
+    """What its stages took, in order."""
+    failed: tuple[str, ...]
+    """The stage at which each attempt before the last one failed."""
 
 
 @dataclass
@@ -112,35 +84,71 @@ class _ChunkRun:
 
 
 def run_chunks(
-    job: Plan, path: str, chunks: list[Chunk], window: int, meter: Meter, tracker: JobTracker
-) -> list[StageReport]:
+    job: Plan,
+    path: str,
+    chunks: list[Chunk],
+    window: int,
+    meter: Meter,
+    tracker: JobTracker,
+    finished: Callable[[FinishedChunk], None],
+    look: Callable[[], None] = lambda: None,
+) -> None:
     """Stream chunks through the stages in plan order, at most `window` at a time.
 
     A chunk that fails for good does not stop the others: what they finish need not be done again.
 
+    Args:
+        job: The job.
+        path: Path of its plan.
+        chunks: Those to do.
+        window: How many may be under way.
+        meter: Told about progress.
+        tracker: Of the job's record.
+        finished: Called with each chunk that is done.
+        look: Called now and then.
+
     Raises:
         SuperResolutionError: A chunk failed for good; carries the error of the first one.
+        Pause: The run was paused and its process is to end; what was under way is finished.
     """
     waiting: deque[tuple[Chunk, tuple[str, ...]]] = deque((chunk, ()) for chunk in chunks)
     ended: queue.SimpleQueue[_ChunkRun] = queue.SimpleQueue()
-    reports: list[StageReport] = []
     failures: list[BaseException] = []
-    running = 0
+    running: dict[int, _ChunkRun] = {}
+    pausing = Pausing()
+    last: set[int] | None = None
     tracker.reach(JobState.EXTRACTING)
     while waiting or running:
-        while waiting and running < window:
-            _submit(job, path, *waiting.popleft(), ended.put, tracker)
-            running += 1
+        if not pausing.is_wanted:
+            last = None
+            try:
+                while waiting and len(running) < window:
+                    run = _submit(job, path, *waiting[0], ended.put, tracker)
+                    running[run.chunk.index] = run
+                    waiting.popleft()
+            except Pause:
+                pausing.begin()
+        else:
+            if last is None:
+                get_run_logger().info("pausing: what is under way is finished, nothing further is started")
+                # A process that leaves need not wait for what has only been queued; one that stays cannot take it back.
+                last = {index for index, run in running.items() if not pausing.leaves or _is_upscaled(job, run)}
+            if pausing.is_urgent or not last & running.keys():
+                get_run_logger().info("paused: %d of %d chunks are left", len(waiting) + len(running), len(job.chunks))
+                pausing.rest(lambda: meter.report("paused"))
+                get_run_logger().info("resumed")
+                continue
         check_stop()
-        meter.report("upscaling")
+        meter.report("upscaling" if last is None else "pausing")
+        look()
         try:
             run = ended.get(timeout=LOOK_SECONDS)
         except queue.Empty:
             continue
-        running -= 1
+        del running[run.chunk.index]
         failure = _failure(run)
         if failure is None:
-            reports += _count(run, tracker)
+            finished(_count(run, tracker))
         elif run.attempt < CHUNK_ATTEMPTS and isinstance(failure, ChunkFileError | FfmpegError):
             get_run_logger().warning(
                 "chunk %d (frames %d-%d), attempt %d: %s",
@@ -160,7 +168,12 @@ def run_chunks(
                 break
     if failures:
         raise failures[0]
-    return reports
+
+
+def _is_upscaled(job: Plan, run: _ChunkRun) -> bool:
+    """Whether the upscaling of a chunk is under way or done."""
+    begun = any(path.name.startswith("upscale-") for path in job.unfinished(run.chunk))
+    return begun or cast(PoolFuture[StageReport], run.futures[1]).is_settled
 
 
 def _submit(
@@ -170,7 +183,7 @@ def _submit(
     failed: tuple[str, ...],
     put: Callable[[_ChunkRun], None],
     tracker: JobTracker,
-) -> None:
+) -> _ChunkRun:
     label = f"{chunk.index + 1}/{len(job.chunks)} frames {chunk.first}-{chunk.last}"
     extracted = extract.submit(path, chunk.index, label)
     upscaled = upscale.submit(path, chunk.index, label, return_state=False, wait_for=[extracted])
@@ -178,6 +191,7 @@ def _submit(
     run = _ChunkRun(chunk, failed, (extracted, upscaled, encoded))
     extracted.add_done_callback(lambda future: _begun(future, tracker))
     encoded.add_done_callback(lambda _: put(run))
+    return run
 
 
 def _begun(extracted: PrefectFuture[StageReport], tracker: JobTracker) -> None:
@@ -185,12 +199,8 @@ def _begun(extracted: PrefectFuture[StageReport], tracker: JobTracker) -> None:
         tracker.reach(JobState.UPSCALING)
 
 
-def _count(run: _ChunkRun, tracker: JobTracker) -> list[StageReport]:
-    """Count what the stages of a finished chunk took.
-
-    Returns:
-        Their reports.
-    """
+def _count(run: _ChunkRun, tracker: JobTracker) -> FinishedChunk:
+    """Count what the stages of a finished chunk took."""
     reports, ready = [], run.submitted
     for future in run.futures:
         report = future.result()
@@ -205,7 +215,7 @@ def _count(run: _ChunkRun, tracker: JobTracker) -> list[StageReport]:
         )
         reports.append(report)
         ready = report.started + report.seconds
-    return reports
+    return FinishedChunk(run.chunk, tuple(reports), run.failed)
 
 
 def _failure(run: _ChunkRun) -> BaseException | None:

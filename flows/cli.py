@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flows.commands import evaluate, jobs, library, models, pools
 from flows.commands.common import Parser, add_site, print_json
-from tasks.errors import SuperResolutionError
+from tasks.errors import StoppedError, SuperResolutionError
 
 #: What a shell expects of a program that was interrupted.
 _INTERRUPTED = 130
@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = _parser().parse_args(arguments)
         parsed.run(parsed)
         return 0
+    except StoppedError:
+        return _cancelled("cancelled", StoppedError.exit_code, wants_json)
     except SuperResolutionError as error:
         _complain(f"error: {error}")
         if wants_json:

@@ -216,9 +216,15 @@ def _has_lapsed(
     records = [record for record in found if record is not None]
     if any(not record.ended for record in records):
         return False
-    is_done = bool(found) and all(record is not None and record.state != JobState.FAILED for record in found)
+    is_done = bool(found) and all(record is not None and not _may_go_on(record) for record in found)
     keep = 3600 * options.finished_hours if is_done else 86_400 * options.failed_days
     return time.time() - max([leftover.touched, *(record.updated_at for record in records)]) >= keep
+
+
+def _may_go_on(record: JobRecord) -> bool:
+    """Whether somebody may want to continue a job that has ended: it failed, or was paused."""
+    was_paused = record.error is not None and record.error.kind == "paused"
+    return record.state == JobState.FAILED or was_paused
 
 
 def _remove(leftover: Leftover, store: StoreSettings) -> int | None:

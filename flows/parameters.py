@@ -160,6 +160,12 @@ class UpscaleOptions(BaseModel):
         description="Whose job it is: only they get its record and its result. Empty for the user who runs it.",
         json_schema_extra={"position": 18},
     )
+    pictures: bool = Field(
+        True,
+        title="Pictures",
+        description="Show a detail of the video in the UI, before and after. The Prefect server keeps such pictures.",
+        json_schema_extra={"position": 19},
+    )
 
     def request(self, source: str, destination: str) -> UpscaleRequest:
         """The request these options stand for; zero, empty and a denoise strength of 1 mean "not given"."""

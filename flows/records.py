@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,9 @@ from tasks.store.settings import StoreSettings
 #: Labels of a flow run that say which record is its own, and in which ledger.
 _JOB_LABEL: Final = "superres.job"
 _LEDGER_LABEL: Final = "superres.ledger"
+
+#: Seconds that the end of an earlier process of the same flow run is waited for.
+_PREDECESSOR_SECONDS: Final = 90.0
 
 
 def new_job(source: Source, request: UpscaleRequest, owner: str, store: StoreSettings) -> NewJob:
@@ -74,6 +78,19 @@ def name_record(run_id: str, job_id: str, ledger: str) -> None:
     if run_id:
         with get_client(sync_client=True) as client:
             client.update_flow_run_labels(UUID(run_id), {_JOB_LABEL: job_id, _LEDGER_LABEL: ledger})
+
+
+def await_predecessor(ledger: Ledger, job_id: str, run_id: str) -> None:
+    """Let an earlier process of the same flow run end: one that is paused or retried may do so while the next begins.
+
+    A ledger that cannot be read says nothing; who begins the job will hear of it.
+    """
+    deadline = time.monotonic() + _PREDECESSOR_SECONDS
+    with suppress(LedgerError):
+        while (record := ledger.find(job_id)) is not None and record.flow_run_id == run_id and run_id:
+            if record.ended or ledger.abandoned(record) or time.monotonic() > deadline:
+                return
+            time.sleep(1.0)
 
 
 def end_record(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:

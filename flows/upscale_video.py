@@ -15,37 +15,43 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
+from prefect.states import Cancelled
 
 from blocks.site import load_store, load_tracking
-from flows.chunk_runs import Meter, run_chunks, watch_transfer
+from flows.artifacts import shown
+from flows.artifacts.comparison import Comparison
+from flows.artifacts.progress import Meter, ProgressShown
+from flows.artifacts.report import Story, remedy_of, show_failure, show_result
+from flows.artifacts.timeline import draw_timeline
+from flows.chunk_runs import FinishedChunk, run_chunks, watch_transfer
+from flows.outcome import UpscaleResult, summarise
 from flows.parameters import Destination, UpscaleOptions
 from flows.parameters import Source as SourceName
 from flows.pools import cluster_of_flow_run, pools_of_flow_run, site_of_flow_run
-from flows.records import end_record, has_result, name_record, new_job
-from flows.stopping import result_of_task
-from flows.timeline import draw_timeline
+from flows.records import await_predecessor, end_record, has_result, name_record, new_job
+from flows.stopping import Pausing, RunCancelled, result_of_task, watched
 from infra.pools import PoolTaskRunner
 from tasks.assemble import assemble
 from tasks.calibrate import calibrate, sample
 from tasks.chunk_report import StageReport
 from tasks.destinations import Output, destination_of
 from tasks.encode import is_encoded
-from tasks.errors import FrameError, SourceError, StoreError, SuperResolutionError
+from tasks.errors import FrameError, SourceError, StoppedError, StoreError, SuperResolutionError
 from tasks.ledger import open_ledger
 from tasks.ledger.ledger import DoneBeforeError
 from tasks.ledger.record import JobRecord, JobState
 from tasks.metrics import open_metrics
 from tasks.models.weights import content_hash
 from tasks.plan import Plan, plan, save_plan
-from tasks.progress import STAGING, TransferNote
+from tasks.progress import STAGING, TransferNote, tell
 from tasks.publish import publish
 from tasks.receipt import clear_away, find_published, published
 from tasks.request import UpscaleRequest, check_request, check_scratch, check_settings, scratch_folder
@@ -53,57 +59,8 @@ from tasks.scratch import note_job, own_job
 from tasks.stage import Source, held, look_at, on_mount, stage, staging_note
 from tasks.store.address import uri_of
 from tasks.store.settings import StoreSettings
-from tasks.track import JobTracker, tracked
+from tasks.track import JobTracker, describe, tracked
 from tasks.verify import verify
-
-#: Rows of the table of chunks in the UI.
-_TABLE_ROWS: Final = 1000
-
-
-@dataclass(frozen=True)
-class UpscaleResult:
-    """What a finished job reports."""
-
-    status: Literal["published"]
-    output: str
-    job_id: str
-    """Of its record in the ledger."""
-    folder: str
-    """The job's folder in scratch."""
-    frames_in: int
-    frames_out: int
-    width: int
-    height: int
-    seconds: float
-    """Wall time from the first chunk reaching the model to publication."""
-    flow_started: float
-    """When the flow began, seconds since the epoch."""
-    startup_seconds: float
-    """Wall time from the flow's start to the first chunk reaching the model."""
-    fps: float
-    """Frames upscaled by this run per second of `seconds`."""
-    chunks: int
-    chunks_reused: int
-    """Chunks that an earlier, interrupted run had finished."""
-    model: str
-    encoder: str
-    engine: dict[str, Any]
-    int8_psnr: float | None
-    """What `int8` keeps against `fp32` on frames of this video, in dB, if it was asked for."""
-    kept: float
-    """Share of the picture that was not computed, because nothing within reach of the model had changed."""
-    verified: bool
-    node_seconds: dict[str, float]
-    """Seconds that workers of each pool held their nodes, since the flow began."""
-    cost: float | None
-    """What these seconds cost, if the pools say what an hour does."""
-    not_carried: dict[int, str]
-    """Source streams that the result could not hold, and why."""
-    damaged_frames: int
-    """Frames left out by `--salvage`."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def _run_name() -> str:
@@ -141,29 +98,54 @@ def upscale_video(
     Raises:
         SuperResolutionError: The request was refused, or the job failed; nothing was published.
     """
+    run_id = str(flow_run.get_id() or "")
+    try:
+        with watched(run_id):
+            return _upscale(source, destination, options, run_id)
+    except RunCancelled:
+        why = StoppedError("the run was cancelled", "Run it again to continue from the finished chunks")
+        return Cancelled(message=str(why), data=why)  # type: ignore[return-value]
+
+
+def _upscale(source: str, destination: str, options: UpscaleOptions, run_id: str) -> dict[str, Any]:
+    """Do the job with a record, or find that it is done."""
     started = time.time()
     store, tracking = load_store(options.store), load_tracking(options.ledger)
     ledger = open_ledger(tracking.ledger)
     request = options.request(source, destination)
     seen, refusal = _seen(source, store)
     new = new_job(seen, request, options.owner, store)
-    run_id = str(flow_run.get_id() or "")
+    link = f"{tracking.portal}/jobs/{new.job_id}/result" if tracking.portal else ""
     name_record(run_id, new.job_id, options.ledger)
+    await_predecessor(ledger, new.job_id, run_id)
 
     def is_done(record: JobRecord) -> bool:
         return not (options.overwrite or options.fresh) and has_result(record, store)
 
     try:
         with tracked(ledger, open_metrics(tracking.metrics), new, flow_run_id=run_id, is_done=is_done) as tracker:
-            if refusal is not None:
-                raise refusal
-            result = _run(seen, request, options, store, tracker, started).to_dict()
+            story = Story(seen.uri)
+            with _failure_shown(story, tracker):
+                if refusal is not None:
+                    raise refusal
+                result = _run(seen, request, options, store, tracker, started, story, link).to_dict()
     except DoneBeforeError as done:
         result = {**done.record.result, "skipped": True}
         get_run_logger().info("%s has been upscaled with these settings: %s", source, result["output"])
-    if tracking.portal:
-        create_link_artifact(f"{tracking.portal}/jobs/{new.job_id}/result", "Result, for the owner", key="link")
+    if link:
+        with shown("the link"):
+            create_link_artifact(link, "Result, for the owner", key="link")
     return result
+
+
+@contextmanager
+def _failure_shown(story: Story, tracker: JobTracker) -> Iterator[None]:
+    """Show why a run failed, and let it fail."""
+    try:
+        yield
+    except Exception as error:
+        show_failure(story, describe(error, str(tracker.record.state)), remedy_of(error))
+        raise
 
 
 def _seen(source: str, store: StoreSettings) -> tuple[Source, SuperResolutionError | None]:
@@ -181,6 +163,8 @@ def _run(
     store: StoreSettings,
     tracker: JobTracker,
     started: float,
+    story: Story,
+    link: str,
 ) -> UpscaleResult:
     logger = get_run_logger()
     site = site_of_flow_run(options)
@@ -188,7 +172,8 @@ def _run(
     request = replace(request, scratch=str(scratch))
     check_settings(request, store)
     check_scratch(scratch)
-    with _staged(source, request, store, tracker) as path:
+    progress = ProgressShown(cluster_of_flow_run)
+    with _staged(source, request, store, tracker, progress) as path:
         checked = check_request(replace(request, source=path), site.capacity, store)
         job = plan(checked, content_hash(checked.card))
         logger.info(
@@ -205,24 +190,39 @@ def _run(
             work_folder=str(job.folder),
             frames_total=job.frames,
         )
-        cluster = cluster_of_flow_run()
-        with _cleared_if_in_vain(job.folder), own_job(job.folder, fresh=options.fresh):
+        story.job, cluster = job, cluster_of_flow_run()
+        with _cleared_if_in_vain(job.folder, story), own_job(job.folder, fresh=options.fresh):
             note_job(job.folder, tracker.record.job_id)
-            job = _calibrated(job)
+            story.job = job = _calibrated(job)
             path = str(save_plan(job))
-            reports: list[StageReport] = []
             reused = list(job.chunks)
             output = published(job.folder, job.destination)
             if output is None:
                 reused = [chunk for chunk in job.chunks if is_encoded(job, chunk)]
-                meter = Meter(job, tracker)
+                if reused:
+                    logger.info("%d chunks were finished by an earlier run", len(reused))
+                meter = Meter(job, tracker, progress)
+                comparison = Comparison(job, path, wanted=options.pictures)
+
+                def finished(done: FinishedChunk) -> None:
+                    story.finished.append(done)
+                    comparison.encoded(done.chunk)
+
                 missing = [chunk for chunk in job.chunks if chunk not in reused]
-                reports = run_chunks(job, path, missing, site.capacity.window, meter, tracker)
+                run_chunks(job, path, missing, site.capacity.window, meter, tracker, finished, comparison.look)
                 output = _finish(job, path, source, meter, tracker)
+                comparison.look()
                 meter.report("done")
             node_seconds = cluster.leases.node_seconds(started)
-            result = _summarise(
-                job, output, tracker.record.job_id, reports, len(reused), started, node_seconds, site.cost(node_seconds)
+            result = summarise(
+                job,
+                output,
+                tracker.record.job_id,
+                story.finished,
+                len(reused),
+                started,
+                node_seconds,
+                site.cost(node_seconds),
             )
             tracker.publish(
                 output,
@@ -231,25 +231,28 @@ def _run(
                 cost=result.cost,
                 result=result.to_dict(),
             )
-            _show_workers(reports, options.timeline)
-            create_markdown_artifact(_report(result), key="result", description=f"Result of {Path(source.uri).name}")
+            show_result(story, result, output, link)
+            _write_timeline(story.reports, options.timeline)
         clear_away(job.folder)
     logger.info("published %s: %d frames, verified", result.output, result.frames_out)
     return result
 
 
 @contextmanager
-def _cleared_if_in_vain(folder: Path) -> Iterator[None]:
+def _cleared_if_in_vain(folder: Path, story: Story) -> Iterator[None]:
     """Keep no chunks of a source with which another attempt would fail too."""
     try:
         yield
     except (SourceError, FrameError):
         clear_away(folder)
+        story.is_cleared = True
         raise
 
 
 @contextmanager
-def _staged(source: Source, request: UpscaleRequest, store: StoreSettings, tracker: JobTracker) -> Iterator[str]:
+def _staged(
+    source: Source, request: UpscaleRequest, store: StoreSettings, tracker: JobTracker, progress: ProgressShown
+) -> Iterator[str]:
     """Have the source where all workers can read it while the block runs.
 
     Yields:
@@ -268,15 +271,23 @@ def _staged(source: Source, request: UpscaleRequest, store: StoreSettings, track
     began, scratch = time.monotonic(), Path(request.scratch or "")
     with held(source, scratch, tracker.record.job_id):
         future = stage.submit(source, str(scratch), store)
-        watch_transfer(future, TransferNote(staging_note(source, scratch)), STAGING)
+
+        def told(done: int, total: int) -> None:
+            staging = replace(STAGING, bytes_done=done, bytes_total=total)
+            tell(staging)
+            progress.show(staging)
+
+        watch_transfer(future, TransferNote(staging_note(source, scratch)), told)
         path = future.result()
         tracker.phase_took("stage", time.monotonic() - began)
         yield path
 
 
 def _finish(job: Plan, path: str, source: Source, meter: Meter, tracker: JobTracker) -> Output:
-    """Assemble, verify and publish."""
+    """Assemble, verify and publish; a pause comes before it, or before the result is published."""
     tracker.reach(JobState.ENCODING)
+    pausing = Pausing()
+    pausing.rest(lambda: meter.report("paused"))
     began = time.monotonic()
     meter.report("assembling")
     muxed = result_of_task(assemble.submit(path))
@@ -285,11 +296,12 @@ def _finish(job: Plan, path: str, source: Source, meter: Meter, tracker: JobTrac
     meter.report("verifying")
     result_of_task(verify.submit(path, muxed))
     tracker.phase_took("verify", (verified := time.monotonic()) - assembled)
+    pausing.rest(lambda: meter.report("paused"))
     meter.report("publishing")
     record = tracker.record
     notes = {"source": source.uri, "source-version": source.version, "job": record.job_id}
     future = publish.submit(path, {**notes, "model": job.card.name, "model-hash": job.model_hash})
-    watch_transfer(future, TransferNote(job.publishing), meter.seen)
+    watch_transfer(future, TransferNote(job.publishing), meter.transferred)
     output = future.result()
     tracker.phase_took("publish", time.monotonic() - verified)
     return output
@@ -313,67 +325,8 @@ def _calibrated(job: Plan) -> Plan:
     return replace(job, calibrated=found)
 
 
-def _summarise(
-    job: Plan,
-    output: Output,
-    job_id: str,
-    reports: list[StageReport],
-    reused: int,
-    started: float,
-    node_seconds: dict[str, float],
-    cost: float | None,
-) -> UpscaleResult:
-    upscaled = [report for report in reports if report.stage == "upscale" and not report.was_reused]
-    begun = min((report.started for report in upscaled), default=time.time())
-    seconds = time.time() - begun
-    frames = sum(job.chunks[report.chunk].frames for report in upscaled)
-    return UpscaleResult(
-        status="published",
-        output=output.uri,
-        job_id=job_id,
-        folder=str(job.folder),
-        frames_in=job.frames + job.damaged_frames,
-        frames_out=job.frames,
-        width=job.target.width,
-        height=job.target.height,
-        seconds=round(seconds, 3),
-        flow_started=started,
-        startup_seconds=round(begun - started, 3),
-        fps=round(frames / seconds, 3) if seconds and frames else 0.0,
-        chunks=len(job.chunks),
-        chunks_reused=reused,
-        model=job.card.name,
-        encoder=job.profile.name,
-        engine=next((report.engine for report in upscaled if report.engine), {}),
-        int8_psnr=round(job.calibrated.psnr, 2) if job.calibrated else None,
-        kept=round(sum(report.kept * job.chunks[report.chunk].frames for report in upscaled) / max(1, frames), 4),
-        verified=True,
-        node_seconds=node_seconds,
-        cost=cost,
-        not_carried=job.carried.left_out,
-        damaged_frames=job.damaged_frames,
-    )
-
-
-def _report(result: UpscaleResult) -> str:
-    rows = [f"| {name.replace('_', ' ')} | {value} |" for name, value in result.to_dict().items()]
-    return "\n".join(["| | |", "|---|---|", *rows])
-
-
-def _show_workers(reports: list[StageReport], picture: str) -> None:
-    """Say which worker did what: a table in the UI, and a picture if one was asked for."""
-    by_chunk: dict[int, dict[str, Any]] = {}
-    for report in sorted(reports, key=lambda report: (report.chunk, report.started)):
-        row = by_chunk.setdefault(report.chunk, {"chunk": report.chunk})
-        row[report.stage] = f"{report.seconds:.1f} s on {report.where}"
-        if report.where.log:
-            row[f"{report.stage} log"] = report.where.log
-    if by_chunk:
-        create_table_artifact(
-            list(by_chunk.values())[:_TABLE_ROWS],
-            key="chunks",
-            description="Who worked on which chunk, and for how long",
-        )
+def _write_timeline(reports: list[StageReport], picture: str) -> None:
+    """Write the picture of who did what, if one was asked for."""
     if picture and reports:
         try:
             Path(picture).write_text(draw_timeline(reports))

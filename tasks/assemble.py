@@ -14,7 +14,7 @@ from tasks.media.mux import MuxReport, mux
 from tasks.plan import Plan, load_plan
 
 
-@task(name="assemble", tags={"pool:cpu"}, cache_policy=NO_CACHE)
+@task(name="assemble", task_run_name="assemble", tags={"pool:cpu"}, cache_policy=NO_CACHE)
 def assemble(plan: str) -> MuxReport:
     """Write the result of the plan at path `plan` into the job's folder."""
     with at("assemble"):

@@ -28,13 +28,13 @@ from tasks.plan import Plan, load_plan
 SAMPLE_FRAMES: Final = 9
 
 
-@task(name="sample", tags={"pool:cpu"}, cache_policy=NO_CACHE)
+@task(name="sample", task_run_name="sample", tags={"pool:cpu"}, cache_policy=NO_CACHE)
 def sample(plan: str) -> None:
     """Decode some frames from all over the video of the plan at path `plan`."""
     sample_frames(load_plan(Path(plan)))
 
 
-@task(name="calibrate", tags={"pool:gpu"}, cache_policy=NO_CACHE)
+@task(name="calibrate", task_run_name="calibrate", tags={"pool:gpu"}, cache_policy=NO_CACHE)
 def calibrate(plan: str) -> Verdict | None:
     """Calibrate the model on the sample; `None` where there is a GPU, which has better precisions."""
     return calibrate_job(load_plan(Path(plan)))

@@ -187,5 +187,12 @@ class EvaluationError(SuperResolutionError):
         return (EvaluationError, (self.problem, self.remedy, self.result), self.__dict__)
 
 
+class StoppedError(SuperResolutionError):
+    """Somebody cancelled the run on the Prefect server."""
+
+    kind = "cancelled"
+    exit_code = 130
+
+
 def _rebuild_frame_error(cls: type[FrameError], problem: str, remedy: str | None, frame: int | None) -> FrameError:
     return cls(problem, remedy, frame=frame)

@@ -288,7 +288,7 @@ def _facts_from_dict(data: dict[str, Any]) -> SourceFacts:
     )
 
 
-@task(name="plan", tags={"pool:cpu"}, cache_policy=NO_CACHE)
+@task(name="plan", task_run_name="plan", tags={"pool:cpu"}, cache_policy=NO_CACHE)
 def plan(checked: CheckedRequest, model_hash: str) -> Plan:
     """`make_plan` as a task run, in the flow's own process: chunks cannot be submitted before it is done."""
     return make_plan(checked, model_hash)

@@ -15,7 +15,7 @@ from tasks.progress import TransferNote
 from tasks.receipt import published, write_receipt
 
 
-@task(name="publish", tags={"pool:cpu"}, cache_policy=NO_CACHE)
+@task(name="publish", task_run_name="publish", tags={"pool:cpu"}, cache_policy=NO_CACHE)
 def publish(plan: str, notes: dict[str, str]) -> Output:
     """Bring the result of the plan at path `plan` to its destination; `notes` are kept beside an object."""
     with at("publish"):

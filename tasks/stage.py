@@ -112,7 +112,7 @@ def staging_note(source: Source, scratch: Path) -> Path:
     return source.folder(scratch) / "staging.progress"
 
 
-@task(name="stage", tags={"pool:cpu"}, cache_policy=NO_CACHE)
+@task(name="stage", task_run_name="stage", tags={"pool:cpu"}, cache_policy=NO_CACHE)
 def stage(source: Source, scratch: str, store: StoreSettings) -> str:
     """Download an object into scratch, checked against what the store knows of its content; see `tasks.store.download`.
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, Final
 
-from prefect.exceptions import CancelledRun
+from prefect.exceptions import CancelledRun, Pause
 
 from tasks.chunk_report import StageReport
 from tasks.destinations import Output
@@ -149,6 +149,8 @@ class JobTracker:
         self._count_job("cancelled" if was_cancelled else "failed")
 
     def _write_end(self, error: BaseException, was_cancelled: bool, facts: dict[str, Any]) -> JobRecord:
+        if isinstance(error, Pause):
+            return self._ledger.cancel(self.record, "Paused while " + self._state, kind="paused", **facts)
         if was_cancelled:
             return self._ledger.cancel(self.record, "Stopped while " + self._state, **facts)
         return self._ledger.fail(self.record, describe(error, self._state), **facts)

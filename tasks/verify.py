@@ -20,7 +20,7 @@ from tasks.plan import Plan, load_plan
 _LARGEST_SHIFT = 0.002
 
 
-@task(name="verify", tags={"pool:cpu"}, cache_policy=NO_CACHE)
+@task(name="verify", task_run_name="verify", tags={"pool:cpu"}, cache_policy=NO_CACHE)
 def verify(plan: str, muxed: MuxReport) -> None:
     """Check the result of the plan at path `plan`."""
     with at("verify"):

@@ -30,8 +30,9 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterId
 from prefect.client.schemas.objects import State
 from prefect.context import AssetContext, FlowRunContext, TagsContext, serialize_context
-from prefect.exceptions import UpstreamTaskError
+from prefect.exceptions import MissingContextError, UpstreamTaskError
 from prefect.futures import PrefectFuture, PrefectTaskRunFuture
+from prefect.logging import get_run_logger
 from prefect.states import Crashed, Pending
 from prefect.task_engine import _create_task_run_locally
 from prefect.utilities.collections import visit_collection
@@ -250,7 +251,10 @@ class _Submission:
         self._losses += not as_bystander
         where = cluster.place_of(worker)
         if self._losses < cluster.pools[self.pool].maximum_losses:
-            logger.warning("%s lost its worker, %s; it starts again", self.label, where)
+            # Into the log of the flow run too: whoever watches it wonders why this one takes longer.
+            with suppress(MissingContextError):
+                self.flow_context.copy().run(get_run_logger).warning("%s lost its worker, %s", self.label, where)
+            logger.debug("%s starts again", self.label)
             cluster.dispatcher.put(self.pool, self.order, self)
             return
         times = "once" if self._losses == 1 else f"{self._losses} times"

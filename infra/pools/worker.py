@@ -83,6 +83,7 @@ class PoolWorker(Worker):
         self, *args: Any, niceness: int = 0, imports: Sequence[str] = (), arenas: object = None, **options: Any
     ) -> None:
         quiet_dask()
+        logging.getLogger("prefect.task_runs").addFilter(_is_no_success)
         _own_session()
         if niceness:
             # Linux keeps niceness per thread and threads inherit it, so this comes before Dask starts any.
@@ -179,6 +180,11 @@ def quiet_dask() -> None:
         if name.startswith("distributed.") and isinstance(logger, logging.Logger):
             logger.setLevel(logging.NOTSET)
     logging.getLogger("distributed.scheduler").addFilter(_is_news)
+
+
+def _is_no_success(record: logging.LogRecord) -> bool:
+    """Not: that one of thousands of task runs ended well, which its state says already."""
+    return record.levelno > logging.INFO or not record.getMessage().startswith("Finished in state")
 
 
 def _is_news(record: logging.LogRecord) -> bool:

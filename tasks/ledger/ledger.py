@@ -178,9 +178,14 @@ class Ledger:
         """End a job that failed; see `advance`."""
         return self._change(record, JobState.FAILED, {**facts, "error": error}, write_id)
 
-    def cancel(self, record: JobRecord, message: str, *, write_id: str = "", **facts: Any) -> JobRecord:
-        """End a job that nobody wants any more; its holder, if that is another process, is refused from now on."""
-        error = JobError(phase=record.state, kind="cancelled", message=message)
+    def cancel(
+        self, record: JobRecord, message: str, *, kind: str = "cancelled", write_id: str = "", **facts: Any
+    ) -> JobRecord:
+        """End a job that nobody wants any more, or not now (`kind` is then `paused`, and what it finished is kept).
+
+        Its holder, if that is another process, is refused from now on.
+        """
+        error = JobError(phase=record.state, kind=kind, message=message)
         return self._change(record, JobState.CANCELLED, {**facts, "error": error}, write_id)
 
     def get(self, job_id: str, owner: str) -> JobRecord:

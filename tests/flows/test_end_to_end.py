@@ -313,8 +313,8 @@ def test_chunks_stream_through_their_own_pools_and_progress_is_told(films: Path,
     assert phases == ["upscaling", "assembling", "verifying", "publishing", "done"]
 
     flow_run = last_flow_run()
-    # Plan, assemble, verify and publish run once for all chunks.
-    runs = task_runs_of(flow_run, 3 * 8 + 4)
+    # Plan, assemble, verify and publish run once for all chunks, and two pictures are drawn.
+    runs = task_runs_of(flow_run, 3 * 8 + 6)
     stages: dict[str, list[TaskRun]] = defaultdict(list)
     for run in runs:
         stages[run.name.partition(" ")[0]].append(run)
@@ -327,7 +327,7 @@ def test_chunks_stream_through_their_own_pools_and_progress_is_told(films: Path,
 
     pools = {task: {name.partition("-")[0] for name in names} for task, names in warm.observed.workers.items()}
     assert pools.pop("upscale") == {"gpu"}
-    assert pools == {task: {"cpu"} for task in ("extract", "encode", "assemble", "verify", "publish")}
+    assert pools == {task: {"cpu"} for task in ("extract", "encode", "compare", "assemble", "verify", "publish")}
 
     with get_client(sync_client=True) as client:
         artifacts = client.read_artifacts(
@@ -335,8 +335,8 @@ def test_chunks_stream_through_their_own_pools_and_progress_is_told(films: Path,
         )
     shown = {artifact.key: artifact for artifact in artifacts}
     assert float(str(shown["progress"].data)) == 100.0
-    assert f"| frames out | {8 * GROUP} |" in str(shown["result"].data)
-    assert "| verified | True |" in str(shown["result"].data)
+    assert f"| frames | {8 * GROUP} | {8 * GROUP} |" in str(shown["result"].data)
+    assert "Read back and compared with the source before it was published" in str(shown["result"].data)
 
 
 def test_memory_does_not_grow_with_length(tmp_path: Path, warm: Warm) -> None:

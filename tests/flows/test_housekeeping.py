@@ -431,6 +431,18 @@ def test_files_are_kept_for_a_day_where_all_is_done_and_for_a_week_otherwise(sit
     assert done["bytes_freed"] == sum(each["bytes"] for each in done["folders_removed"]) > 0
 
 
+def test_files_of_a_paused_job_are_kept_as_those_of_a_failed_one(site: Site) -> None:
+    paused = replace(ended("paused", JobState.CANCELLED, 2), error=JobError("upscaling", "paused", "Paused"))
+    site.put(paused)
+    site.put(ended("cancelled", JobState.CANCELLED, 2))
+    kept = leave(site.scratch / "0000000000000001", "paused", days=2)
+    gone = leave(site.scratch / "0000000000000002", "cancelled", days=2)
+    site.keep()
+    assert (kept.exists(), gone.exists()) == (True, False)
+    site.keep(failed_days=1.9)
+    assert not kept.exists()
+
+
 def test_files_are_kept_from_the_end_of_their_job_on(site: Site) -> None:
     site.put(ended("job-1", JobState.FAILED, 1))
     folder = leave(site.scratch / KEY, "job-1", days=30)

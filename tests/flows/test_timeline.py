@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from flows.timeline import draw_timeline
+from flows.artifacts.timeline import draw_timeline
 from tasks.chunk_report import StageReport
 from tasks.place import Place
 

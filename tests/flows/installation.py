@@ -1,4 +1,4 @@
-"""A deployed run that is killed or cancelled leaves a record that says so: a real Prefect worker runs the hooks."""
+"""An installation as an operator has it: a Prefect server, a worker, and a deployment of `upscale-video`."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Cancelling
 
 from flows.upscale_video import upscale_video
 from tasks.ledger import LedgerSettings, open_ledger
 from tasks.ledger.ledger import Ledger
 from tasks.ledger.record import JobRecord, JobState
-from tests.flows.jobs import GROUP, PATIENCE, make_film
+from tests.flows.jobs import PATIENCE
 from tests.waiting import eventually
-
-pytestmark = pytest.mark.chaos
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 POOL = "local"
@@ -41,12 +39,12 @@ class Deployed:
     film: Path
     ledger: Ledger
 
-    def start(self, name: str) -> UUID:
-        """Start a run; gives its id."""
+    def start(self, name: str, **options: Any) -> UUID:
+        """Start a run that makes the result `name`; gives its id."""
         parameters = {
             "source": str(self.film),
             "destination": str(self.folder / name),
-            "options": {"scratch": str(self.folder / "scratch"), "encoder": "h265", "owner": "ann"},
+            "options": {"scratch": str(self.folder / "scratch"), "owner": "ann", **options},
         }
         with get_client(sync_client=True) as client:
             return client.create_flow_run_from_deployment(self.id, parameters=parameters).id
@@ -67,10 +65,14 @@ class Deployed:
         return found
 
 
-@pytest.fixture(scope="module")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    folder = tmp_path_factory.mktemp("endings")
-    film = make_film(folder / "film.mp4", 20 * GROUP, "480x270")
+@contextmanager
+def installed(folder: Path, film: Path) -> Iterator[Deployed]:
+    """A whole installation on this machine, with records of its own.
+
+    Args:
+        folder: Where it keeps everything.
+        film: What its runs upscale.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SUPERRES_HOME", str(folder / "home"))
         patch.setenv("PREFECT_HOME", str(folder / "profile"))
@@ -123,27 +125,7 @@ def _deploy() -> UUID:
             "local",
             work_pool_name=POOL,
             entrypoint="flows/upscale_video.py:upscale_video",
+            # One at a time, as the deployments of `make ui` have it.
+            concurrency_limit=1,
             pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(CHECKOUT)}}],
         )
-
-
-def test_a_run_whose_process_is_killed_ends_as_failed(deployed: Deployed) -> None:
-    run = deployed.start("killed.mp4")
-    record = deployed.await_state(run, JobState.UPSCALING)
-    os.kill(record.holder.pid, signal.SIGKILL)
-    record = deployed.await_state(run, JobState.FAILED)
-    assert record.error is not None
-    assert (record.error.kind, record.error.phase) == ("lost", "upscaling")
-    assert "-9" in record.error.message
-    assert not (deployed.folder / "killed.mp4").exists()
-
-
-def test_a_run_that_is_cancelled_ends_as_cancelled(deployed: Deployed) -> None:
-    run = deployed.start("cancelled.mp4")
-    deployed.await_state(run, JobState.UPSCALING)
-    with get_client(sync_client=True) as client:
-        client.set_flow_run_state(run, Cancelling())
-    record = deployed.await_state(run, JobState.CANCELLED)
-    assert record.error is not None
-    assert record.error.kind == "cancelled"
-    assert not (deployed.folder / "cancelled.mp4").exists()

@@ -1,0 +1,233 @@
+"""What the buttons of the Prefect UI do to a run: suspend, resume, retry and cancel, with a worker and without one.
+
+Each button is pressed as the UI does it: by the same request to the server. And a run that is killed leaves a record
+that says so: a real Prefect worker runs the hooks.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextvars import copy_context
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect.artifacts import Artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.objects import FlowRun
+
+from flows.parameters import UpscaleOptions
+from flows.upscale_video import upscale_video
+from infra.pools import PooledCluster, local_pools, open_pools
+from tasks.errors import StoppedError
+from tasks.ledger.record import JobState
+from tests.flows.installation import Deployed, installed
+from tests.flows.jobs import GROUP, PATIENCE, Scratch, make_film
+from tests.waiting import eventually
+
+#: Of the films: many short chunks, so that there is always one under way and never long to wait for it.
+CHUNKS = 24
+OPTIONS = {"chunk_seconds": 1.0, "scale": 4}
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    folder = tmp_path_factory.mktemp("buttons")
+    with installed(folder, make_film(folder / "film.mp4", CHUNKS * GROUP, "96x64", sound=())) as deployed:
+        yield deployed
+
+
+def press(run: UUID, path: str, **body: Any) -> dict[str, Any]:
+    """Send what the UI sends; gives the answer."""
+    with get_client(sync_client=True) as client:
+        answer = client._client.post(f"/flow_runs/{run}/{path}", json=body)
+        answer.raise_for_status()
+        return dict(answer.json())
+
+
+def suspend(run: UUID) -> None:
+    expires = (datetime.now(UTC) + timedelta(seconds=300)).isoformat()
+    details = {"pause_timeout": expires, "pause_reschedule": True, "deferred": False, "untrackable_result": False}
+    press(run, "set_state", state={"type": "PAUSED", "name": "Suspended", "state_details": details}, force=True)
+
+
+def cancel(run: UUID) -> None:
+    press(run, "set_state", state={"type": "CANCELLING", "name": "Cancelling"}, force=True)
+
+
+def retry(run: UUID) -> None:
+    state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Retry from the UI"}
+    assert press(run, "set_state", state=state, force=False)["status"] == "ACCEPT"
+
+
+def resume(run: UUID) -> None:
+    assert press(run, "resume")["status"] == "ACCEPT"
+
+
+def read(run: UUID) -> FlowRun:
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(run)
+
+
+def await_name(run: UUID, *names: str) -> FlowRun:
+    """Wait until the state of a run has one of these names."""
+    return eventually(lambda: found if (found := read(run)).state_name in names else None, PATIENCE / 2)
+
+
+def shown(run: UUID, key: str) -> Any:
+    """What the newest artifact of a run with this key says: its description and its content."""
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(
+                flow_run_id=ArtifactFilterFlowRunId(any_=[run]), key=ArtifactFilterKey(any_=[key])
+            )
+        )
+    newest: Artifact = max(found, key=lambda artifact: artifact.created)
+    return f"{newest.description}\n{newest.data}"
+
+
+def is_gone(pid: int) -> bool:
+    return not Path("/proc", str(pid)).exists()
+
+
+def children_of(pid: int) -> list[int]:
+    """All processes that came out of one."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *children_of(child)]
+    return found
+
+
+def test_suspend_resume_and_retry_go_on_from_what_is_finished(deployed: Deployed) -> None:
+    run = deployed.start("film-4x.mp4", **OPTIONS)
+    scratch = Scratch(deployed.folder / "scratch")
+    first = deployed.await_state(run, JobState.UPSCALING)
+    eventually(lambda: len(scratch.finished()) >= 2, PATIENCE)
+    workers = children_of(first.holder.pid)
+    assert workers
+
+    suspend(run)
+    eventually(lambda: is_gone(first.holder.pid) and all(map(is_gone, workers)), PATIENCE)
+    paused = read(run)
+    assert paused.state_name == "Suspended"
+    assert paused.state is not None
+    assert paused.state.state_details.pause_timeout is None  # After it, resuming would fail the run.
+    finished = scratch.finished()
+    assert 2 <= len(finished) < CHUNKS
+    scratch.check_kept()
+    record = deployed.record(run)
+    assert record is not None and record.error is not None
+    assert (record.state, record.error.kind) == (JobState.CANCELLED, "paused")
+    assert "pausing" in shown(run, "progress")
+
+    in_the_way = deployed.folder / "film-4x.mp4"
+    in_the_way.write_bytes(b"something dear")
+    resume(run)
+    await_name(run, "Failed")
+    page = shown(run, "result")
+    assert "was not upscaled" in page
+    assert "destination" in page
+    scratch.check_kept()
+    assert scratch.finished().keys() == finished.keys()
+
+    in_the_way.unlink()
+    retry(run)
+    eventually(lambda: scratch.check_kept() or read(run).state_name == "Completed", PATIENCE)
+    record = deployed.record(run)
+    assert record is not None
+    assert (record.state, record.attempt, record.job_id) == (JobState.PUBLISHED, 3, first.job_id)
+    assert record.result["chunks_reused"] >= len(finished)
+    assert record.result["frames_out"] == CHUNKS * GROUP
+    assert f"{record.result['chunks_reused']} of them by an earlier run" in shown(run, "result")
+
+
+def test_cancel_ends_a_run_of_a_worker_and_all_its_processes(deployed: Deployed) -> None:
+    run = deployed.start("cancelled.mp4", **OPTIONS)
+    record = deployed.await_state(run, JobState.UPSCALING)
+    workers = children_of(record.holder.pid)
+    assert workers
+    cancel(run)
+    await_name(run, "Cancelled")
+    record = deployed.await_state(run, JobState.CANCELLED)
+    assert record.error is not None and record.error.kind == "cancelled"
+    eventually(lambda: is_gone(record.holder.pid) and all(map(is_gone, workers)))
+    assert not (deployed.folder / "cancelled.mp4").exists()
+
+
+@pytest.mark.chaos
+def test_a_run_whose_process_is_killed_ends_as_failed(deployed: Deployed) -> None:
+    run = deployed.start("killed.mp4", **OPTIONS)
+    record = deployed.await_state(run, JobState.UPSCALING)
+    os.kill(record.holder.pid, signal.SIGKILL)
+    record = deployed.await_state(run, JobState.FAILED)
+    assert record.error is not None
+    assert (record.error.kind, record.error.phase) == ("lost", "upscaling")
+    assert "-9" in record.error.message
+    assert not (deployed.folder / "killed.mp4").exists()
+
+
+class Called(threading.Thread):
+    """A flow that is called in this process, as a notebook does it: no signal will ever tell it anything."""
+
+    def __init__(self, deployed: Deployed) -> None:
+        super().__init__(daemon=True)
+        self.deployed = deployed
+        self.ended: BaseException | None = None
+        self._context = copy_context()  # Knows the server.
+        self.start()
+
+    def run(self) -> None:
+        self._context.run(self._call)
+
+    def _call(self) -> None:
+        options = UpscaleOptions(scratch=str(self.deployed.folder / "here"), owner="ann", **OPTIONS)
+        try:
+            upscale_video(str(self.deployed.film), str(self.deployed.folder / "here.mp4"), options)
+        except BaseException as error:
+            self.ended = error
+
+    @property
+    def id(self) -> UUID:
+        """Of its flow run."""
+        records = self.deployed.ledger.by_owner("ann")
+        return UUID(next(record.flow_run_id for record in records if record.destination.endswith("here.mp4")))
+
+
+def workers_of(cluster: PooledCluster) -> int:
+    return sum(len(pool["workers"]) for pool in cluster.snapshot()["pools"].values())
+
+
+def test_pause_and_cancel_reach_a_run_that_no_worker_has_started(deployed: Deployed) -> None:
+    scratch = Scratch(deployed.folder / "here")
+    with open_pools(local_pools(idle_seconds=1.0)) as cluster:
+        called = Called(deployed)
+        eventually(lambda: len(scratch.finished()) >= 2, PATIENCE)
+        press(called.id, "set_state", state={"type": "PAUSED", "name": "Paused"}, force=True)
+        eventually(lambda: "paused" in shown(called.id, "progress"), PATIENCE)
+        finished = scratch.finished()
+        assert len(finished) < CHUNKS
+        eventually(lambda: not workers_of(cluster), PATIENCE)
+        assert scratch.finished() == finished
+        record = deployed.record(called.id)
+        assert record is not None and record.state == JobState.UPSCALING
+
+        resume(called.id)
+        assert read(called.id).state_name == "Running"
+        eventually(lambda: len(scratch.finished()) > len(finished), PATIENCE)
+        scratch.check_kept()
+
+        cancel(called.id)
+        called.join(PATIENCE)
+        assert isinstance(called.ended, StoppedError)
+        assert read(called.id).state_name == "Cancelled"
+        record = deployed.record(called.id)
+        assert record is not None and record.error is not None
+        assert (record.state, record.error.kind) == (JobState.CANCELLED, "cancelled")
+        assert not (deployed.folder / "here.mp4").exists()
