@@ -11,6 +11,7 @@ from random import Random
 import pytest
 
 from infra.prefect_server import Api, ensure_api
+from tests.installation import Installation, running_installation
 
 # A shell starts background commands with SIGINT ignored, and so would be everything that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -25,6 +26,14 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect-home")))
         with ensure_api(home=tmp_path_factory.mktemp("prefect-server")) as api:
             yield api
+
+
+@pytest.fixture(scope="session")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """What `make ui` brings up, with runs and schedules looked at every second, for all tests of the session."""
+    often = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1"}
+    with running_installation(tmp_path_factory.mktemp("installation"), **often) as installation:
+        yield installation
 
 
 @pytest.fixture

@@ -11,24 +11,29 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextvars import copy_context
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psutil
 import pytest
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows.parameters import UpscaleOptions
 from flows.upscale_video import upscale_video
 from infra.pools import PooledCluster, local_pools, open_pools
 from tasks.errors import StoppedError
-from tasks.ledger.record import JobState
-from tests.flows.installation import Deployed, installed
+from tasks.ledger import LedgerSettings, open_ledger
+from tasks.ledger.ledger import Ledger
+from tasks.ledger.record import JobRecord, JobState
 from tests.flows.jobs import GROUP, PATIENCE, Scratch, make_film
+from tests.installation import Installation
 from tests.waiting import eventually
 
 #: Of the films: many short chunks, so that there is always one under way and never long to wait for it.
@@ -36,11 +41,49 @@ CHUNKS = 24
 OPTIONS = {"chunk_seconds": 1.0, "scale": 4}
 
 
+@dataclass
+class Deployed:
+    """The deployment of `upscale-video`, and the ledger of its runs."""
+
+    id: str
+    folder: Path
+    film: Path
+    ledger: Ledger
+
+    def start(self, name: str, **options: Any) -> UUID:
+        """Start a run that makes the result `name`; gives its id."""
+        parameters = {
+            "source": str(self.film),
+            "destination": str(self.folder / name),
+            "options": {"scratch": str(self.folder / "scratch"), "owner": "ann", **options},
+        }
+        with get_client(sync_client=True) as client:
+            return client.create_flow_run_from_deployment(UUID(self.id), parameters=parameters).id
+
+    def record(self, run: UUID) -> JobRecord | None:
+        return next((record for record in self.ledger.by_owner("ann") if record.flow_run_id == str(run)), None)
+
+    def await_state(self, run: UUID, *states: JobState) -> JobRecord:
+        """Wait until the job of a run has reached one of these states."""
+
+        def reached() -> JobRecord | None:
+            record = self.record(run)
+            assert record is None or not record.ended or record.state in states, record.error
+            return record if record is not None and record.state in states else None
+
+        found = eventually(reached, PATIENCE / 2)
+        assert isinstance(found, JobRecord)
+        return found
+
+
 @pytest.fixture(scope="module")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+def deployed(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     folder = tmp_path_factory.mktemp("buttons")
-    with installed(folder, make_film(folder / "film.mp4", CHUNKS * GROUP, "96x64", sound=())) as deployed:
-        yield deployed
+    film = make_film(folder / "film.mp4", CHUNKS * GROUP, "96x64", sound=())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUPERRES_HOME", str(installation.home))  # Where its runs have their records.
+        with temporary_settings({PREFECT_API_URL: installation.api, PREFECT_API_AUTH_STRING: None}):
+            yield Deployed(installation.deployment("upscale-video"), folder, film, open_ledger(LedgerSettings()))
 
 
 def press(run: UUID, path: str, **body: Any) -> dict[str, Any]:
@@ -98,11 +141,7 @@ def is_gone(pid: int) -> bool:
 
 def children_of(pid: int) -> list[int]:
     """All processes that came out of one."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            found += [child, *children_of(child)]
-    return found
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
 
 
 def test_suspend_resume_and_retry_go_on_from_what_is_finished(deployed: Deployed) -> None:

@@ -1,4 +1,4 @@
-"""`make ui` on an empty machine, for tests and for the pictures of the docs."""
+"""An installation as an operator has it: `make ui` on an empty machine, for tests and for the pictures of the docs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import httpx
 
 from tests.waiting import eventually
 
-CHECKOUT: Final = Path(__file__).parents[2]
+CHECKOUT: Final = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)

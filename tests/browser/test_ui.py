@@ -1,0 +1,190 @@
+"""An operator in a browser, from an empty machine: finds the deployment, fills the form, watches, reads, cancels.
+
+Pictures of every screen are kept in `$SUPERRES_SCREENSHOTS`, or in the folder of the test.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import psutil
+import pytest
+from playwright.sync_api import Page, expect
+
+from infra.debian import PackagesError
+from tasks.ledger import LedgerSettings, open_ledger
+from tasks.ledger.record import JobState
+from tasks.media.sample import FRAMES, write_sample
+from tests.browser.chromium import running_chromium
+from tests.flows.jobs import PATIENCE
+from tests.installation import Installation
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.browser
+
+#: Milliseconds in which a page shows what it is waited for, also on a busy machine.
+_PAGE: Final = 60_000
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    try:
+        with running_chromium() as browser:
+            page = browser.new_page(viewport={"width": 1400, "height": 1300})
+            page.set_default_timeout(_PAGE)
+            expect.set_options(timeout=_PAGE)
+            yield page
+    except PackagesError as error:
+        pytest.skip(f"chromium is not installed, and could not be fetched ({error})")
+
+
+class Operator:
+    """Somebody at the browser, who keeps a picture of each screen."""
+
+    def __init__(self, page: Page, installation: Installation, pictures: Path) -> None:
+        self.page, self.installation, self.pictures = page, installation, pictures
+        self.pictures.mkdir(parents=True, exist_ok=True)
+
+    def go(self, path: str) -> None:
+        self.page.goto(f"{self.installation.address}{path}")
+
+    def keep(self, name: str) -> None:
+        self.page.screenshot(path=self.pictures / f"{name}.png")
+
+    def run(self, source: Path, destination: str) -> None:
+        """Start a run of `upscale-video` through its form, and open its page."""
+        self.go("/deployments")
+        row = self.page.get_by_role("row").filter(has_text="upscale-video")
+        row.get_by_role("link", name="local").click()
+        self.page.get_by_role("button", name="Run", exact=True).click()
+        self.page.get_by_text("Custom run").click()
+        boxes = self.page.locator("textarea")
+        boxes.nth(0).fill(str(source))
+        boxes.nth(1).fill(destination)
+        expect(self.page.get_by_text("Denoise strength")).to_be_visible()
+        self.keep("form")
+        self.page.get_by_role("button", name="Submit").click()
+        self.page.get_by_role("button", name="View run").first.click()
+        expect(self.page.get_by_role("button", name="Cancel")).to_be_visible()
+
+    def run_id(self) -> str:
+        return self.page.url.rpartition("/flow-run/")[2].partition("?")[0]
+
+    def artifacts(self) -> dict[str, dict[str, Any]]:
+        """The newest artifact of each key of the run whose page is open."""
+        found = self.installation.ask(
+            "/artifacts/filter", artifacts={"flow_run_id": {"any_": [self.run_id()]}}, sort="CREATED_DESC"
+        )
+        return {one["key"]: one for one in reversed(found)}
+
+    def await_artifact(self, key: str, text: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = eventually(
+            lambda: one if (one := self.artifacts().get(key)) and text in str(one["description"]) else None, PATIENCE
+        )
+        return found
+
+
+@pytest.fixture
+def operator(page: Page, installation: Installation, tmp_path: Path) -> Operator:
+    return Operator(page, installation, Path(os.environ.get("SUPERRES_SCREENSHOTS") or tmp_path / "screens"))
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("videos") / "sample.mp4"
+    write_sample(path)
+    return path
+
+
+def test_a_run_from_the_form_to_the_report(operator: Operator, sample: Path) -> None:
+    page = operator.page
+    operator.go("/deployments")
+    for flow in ("upscale-video", "upscale-library", "preview", "evaluate", "flight-check", "housekeeping"):
+        expect(page.get_by_role("row").filter(has_text=flow)).to_be_visible()
+    operator.keep("deployments")
+
+    (sample.parent / "results").mkdir()
+    operator.run(sample, f"{sample.parent}/results/")
+    run = operator.run_id()
+    progress = operator.await_artifact("progress", "frames/s")
+    assert f"of {FRAMES} frames" in progress["description"]
+    assert "gpu 1" in progress["description"]
+    page.reload()
+    expect(page.get_by_text("sample x2 compact").first).to_be_visible()
+    page.get_by_role("link", name="Artifacts", exact=True).or_(page.get_by_text("Artifacts", exact=True)).first.click()
+    expect(page.get_by_text("frames/s").first).to_be_visible()
+    operator.keep("progress")
+
+    comparison = operator.await_artifact("comparison")
+    run_page = page.url
+    operator.go(f"/artifacts/artifact/{comparison['id']}")
+    picture = page.locator("img[src^='data:image/jpeg']")
+    expect(picture).to_be_visible()
+    width, height = picture.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    assert width > height > 100
+    operator.keep("comparison")
+
+    page.goto(run_page)
+    expect(page.get_by_text("Completed").first).to_be_visible(timeout=1000 * PATIENCE)
+    operator.keep("run")
+    report = operator.await_artifact("result")
+    operator.go(f"/artifacts/artifact/{report['id']}")
+    expect(page.get_by_text("Read back and compared with the source")).to_be_visible()
+    expect(page.get_by_text("Fidelity", exact=True)).to_be_visible()
+    timeline = page.locator("img[src^='data:image/svg']")
+    expect(timeline).to_be_visible()
+    assert timeline.evaluate("image => image.naturalWidth") > 400
+    operator.keep("report")
+    operator.go(f"/artifacts/artifact/{operator_chunks(operator, run)}")
+    expect(page.get_by_role("cell", name="0-47")).to_be_visible()
+    operator.keep("chunks")
+    assert (sample.parent / "results/sample.mp4").stat().st_size > 0
+
+
+def operator_chunks(operator: Operator, run: str) -> str:
+    found = operator.installation.ask(
+        "/artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}, "key": {"any_": ["chunks"]}}
+    )
+    return str(found[0]["id"])
+
+
+def test_a_wrong_form_is_refused_before_a_run_starts(operator: Operator, sample: Path) -> None:
+    before = len(operator.installation.runs())
+    operator.go(f"/deployments/deployment/{operator.installation.deployment('upscale-video')}/run")
+    boxes = operator.page.locator("textarea")
+    boxes.nth(0).fill(str(sample))
+    boxes.nth(1).fill("result.avi")
+    operator.page.get_by_role("button", name="Submit").click()
+    expect(operator.page.get_by_text("does not match").first).to_be_visible()
+    operator.keep("refused")
+    assert len(operator.installation.runs()) == before
+
+
+def test_a_cancelled_run_is_shown_as_cancelled_and_its_workers_are_gone(operator: Operator, tmp_path: Path) -> None:
+    film = tmp_path / "film.mp4"
+    write_sample(film, 1200)
+    operator.run(film, f"{tmp_path}/large.mp4")
+    run = operator.run_id()
+    operator.await_artifact("progress", "frames/s")
+    ledger = open_ledger(LedgerSettings(file=str(operator.installation.home / "jobs.sqlite")))
+    (record,) = [record for record in ledger.by_state(JobState.UPSCALING) if record.flow_run_id == run]
+    processes = [record.holder.pid, *children_of(record.holder.pid)]
+    assert len(processes) > 2
+    operator.page.get_by_role("button", name="Cancel").click()
+    operator.keep("cancel")
+    operator.page.get_by_role("dialog").get_by_role("button", name="Cancel").last.click()
+    expect(operator.page.get_by_text("Cancelled").first).to_be_visible()
+    operator.keep("cancelled")
+    eventually(lambda: not any(Path("/proc", str(pid)).exists() for pid in processes))
+    state = httpx.get(f"{operator.installation.api}/flow_runs/{run}", timeout=30).json()["state_name"]
+    assert state == "Cancelled"
+    assert not (tmp_path / "large.mp4").exists()
+
+
+def children_of(pid: int) -> list[int]:
+    """All processes that came out of one."""
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
