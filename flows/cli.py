@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.commands import evaluate, jobs, library, models, pools
+from flows.commands import evaluate, forecasts, jobs, library, models, pools
 from flows.commands.common import Parser, add_site, print_json
 from tasks.errors import StoppedError, SuperResolutionError
 
@@ -126,7 +126,7 @@ def _parser() -> Parser:
     probe.add_argument("source", help="path of the video")
     probe.add_argument("--json", action="store_true", help="print JSON")
     probe.set_defaults(run=_probe)
-    for group in (library, evaluate, jobs, pools, models):
+    for group in (forecasts, library, evaluate, jobs, pools, models):
         group.add_to(commands)
     return parser
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -192,6 +193,130 @@ class UpscaleOptions(BaseModel):
         given = {name: value for name, value in request.to_dict().items() if value is not None}
         given |= model_fields(request.model)
         return cls(**{name: value for name, value in given.items() if name in cls.model_fields}, **more)
+
+
+class PreviewOptions(BaseModel):
+    """What a preview shows, and whether the whole video follows."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    models: list[ModelName] = Field(
+        [DEFAULT_MODEL],
+        max_length=8,
+        title="Models",
+        description="To compare; `compact` is the bundled model that fits the scale.",
+        json_schema_extra={"position": 0},
+    )
+    weights: list[str] = Field(
+        [],
+        max_length=8,
+        title="Weight files",
+        description="Paths of .pth or .safetensors files of your own, to compare with them.",
+        json_schema_extra={"position": 1},
+    )
+    scale: Literal[2, 3, 4] = Field(
+        2,
+        title="Scale",
+        description="How many times larger. Ignored when a height is given.",
+        json_schema_extra={"position": 2},
+    )
+    height: int = Field(
+        0,
+        ge=0,
+        le=16384,
+        multiple_of=2,
+        title="Height",
+        description="Rows of the result, for example 1080; 0 uses the scale instead.",
+        json_schema_extra={"position": 3},
+    )
+    excerpts: int = Field(
+        3,
+        ge=1,
+        le=10,
+        title="Excerpts",
+        description="Parts of the video to look at, as different from one another as they come.",
+        json_schema_extra={"position": 4},
+    )
+    seconds: float = Field(
+        2.0,
+        gt=0,
+        le=10,
+        title="Seconds",
+        description="Length of an excerpt; shorter where its scene is.",
+        json_schema_extra={"position": 5},
+    )
+    frames: int = Field(
+        1, ge=1, le=4, title="Pictures", description="Of each excerpt.", json_schema_extra={"position": 6}
+    )
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+        "auto",
+        title="Precision",
+        description="In which the models are computed: `auto` is `fp16` on GPUs and `fp32` on CPUs.",
+        json_schema_extra={"position": 7},
+    )
+    encoder: Literal["h264", "h265", "ffv1"] = Field(
+        "h264",
+        title="Encoder",
+        description="For the forecast, and for the whole video where it is approved.",
+        json_schema_extra={"position": 8},
+    )
+    folder: str = Field(
+        "",
+        title="Folder of pictures",
+        description="Where the pictures are kept; empty for one in the user's data folder.",
+        json_schema_extra={"position": 9},
+    )
+    approve: bool = Field(
+        False,
+        title="Wait for approval",
+        description="Wait for somebody to look at the pictures and say with which model to go on, and then upscale the"
+        " whole video.",
+        json_schema_extra={"position": 10},
+    )
+    hours: float = Field(
+        24.0,
+        gt=0,
+        le=720,
+        title="Hours",
+        description="How long to wait for approval; the run fails after that.",
+        json_schema_extra={"position": 11},
+    )
+    destination: str = Field(
+        "",
+        title="Destination",
+        description="Path or `s3://` URI of the whole result; it can also be given with the approval.",
+        json_schema_extra={"position": 12},
+    )
+    pools: str = Field(
+        "local",
+        title="Pools",
+        description="Where to work: `local`, `slurm`, or the name of a block of pools.",
+        json_schema_extra={"position": 13},
+    )
+    scratch: str = Field(
+        "",
+        title="Scratch folder",
+        description="Where excerpts live while they are compared; empty for the site's default.",
+        json_schema_extra={"position": 14},
+    )
+    store: str = Field("", title="Media store", description="See upscale-video.", json_schema_extra={"position": 15})
+    ledger: str = Field("", title="Job ledger", description="See upscale-video.", json_schema_extra={"position": 16})
+    owner: str = Field("", title="Owner", description="See upscale-video.", json_schema_extra={"position": 17})
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Names and paths of all models to compare."""
+        return (*self.models, *self.weights)
+
+    def request(self, source: str, model: str, destination: str = "") -> UpscaleRequest:
+        """What upscaling the whole video with one of the models would ask for, with or without a destination."""
+        request = self.upscale(model).request(source, destination)
+        return request if destination else replace(request, destination="")
+
+    def upscale(self, model: str) -> UpscaleOptions:
+        """The options of `upscale-video` for one of the models."""
+        names = ("scale", "height", "precision", "encoder", "pools", "scratch", "store", "ledger", "owner")
+        return UpscaleOptions(**model_fields(model), **{name: getattr(self, name) for name in names})
 
 
 def model_fields(name_or_path: str) -> dict[str, str]:

@@ -50,6 +50,7 @@ class Site:
     capacity: Capacity
     hourly_prices: dict[str, float]
     """Of one worker of each pool; zero where nobody said."""
+    pools: tuple[Pool, ...]
 
     def cost(self, node_seconds: dict[str, float]) -> float | None:
         """What seconds of workers cost; `None` where no price is known."""
@@ -66,12 +67,21 @@ class PoolOptions(Protocol):
 
 def site_of_flow_run(options: PoolOptions) -> Site:
     """The site of a flow run with these parameters; starts nothing."""
+    return site_of(options.pools)
+
+
+def site_of(name: str) -> Site:
+    """The site whose pools have this name, with the pools that are open, if there are any; starts nothing.
+
+    Raises:
+        SettingsError: There are no such pools.
+    """
     from blocks.pools import load_pools
 
-    block = load_pools(options.pools)
+    block = load_pools(name)
     cluster = current_cluster()
     pools = block.pools() if cluster is None else tuple(cluster.pools.values())
-    return Site(block.scratch_directory or None, capacity_of(pools), block.hourly_prices)
+    return Site(block.scratch_directory or None, capacity_of(pools), block.hourly_prices, pools)
 
 
 def capacity_of(pools: tuple[Pool, ...]) -> Capacity:

@@ -73,7 +73,7 @@ def show_progress() -> Iterator[Callable[[JobProgress], None]]:
                 completed=progress.share,
                 amount=_amount(progress),
                 speed=f"{progress.frames_per_second:.2f} frames/s" if progress.frames_per_second else "measuring",
-                eta=f"{_duration(progress.eta_seconds)} left" if progress.eta_seconds else "",
+                eta=f"{duration(progress.eta_seconds)} left" if progress.eta_seconds else "",
             )
 
         yield observe
@@ -89,7 +89,7 @@ def _plain_reporter() -> Callable[[JobProgress], None]:
             return
         said_share, said_phase = share, progress.phase
         speed = f", {progress.frames_per_second:.2f} frames/s" if progress.frames_per_second else ""
-        eta = f", {_duration(progress.eta_seconds)} left" if progress.eta_seconds else ""
+        eta = f", {duration(progress.eta_seconds)} left" if progress.eta_seconds else ""
         _console.print(f"{progress.phase} {_amount(progress)}{speed}{eta}", markup=False)
 
     return observe
@@ -108,7 +108,7 @@ def show_summary(result: dict[str, Any]) -> None:
         return
     reused = f", {result['chunks_reused']} of {result['chunks']} chunks reused" if result["chunks_reused"] else ""
     size, speed = f"{result['width']}x{result['height']}", f"{result['fps']:.2f} frames/s"
-    took = f"{_duration(result['seconds'])} ({speed}, start-up {result['startup_seconds']:.1f} s{reused})"
+    took = f"{duration(result['seconds'])} ({speed}, start-up {result['startup_seconds']:.1f} s{reused})"
     _console.print(f"{result['output']}: {result['frames_out']} frames {size} in {took}, verified", markup=False)
     if result["int8_psnr"] is not None:
         used = result["engine"].get("precision") == "int8"
@@ -147,7 +147,8 @@ def _plain_download(name: str) -> Callable[[int, int], None]:
     return observe
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds for people, such as `2 h 05 min`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

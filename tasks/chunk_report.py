@@ -30,6 +30,8 @@ class StageReport:
     """Share of the picture that was not computed, because nothing within reach had changed."""
     fidelity: float | None = None
     """Of the middle frame of the chunk, in dB: how close its enlargement, shrunk back, is to it (`upscale` only)."""
+    device_seconds: float = 0.0
+    """Of upscaling, the seconds in which the device worked on this chunk: without loading the model."""
     where: Place = field(default_factory=this_place)
     """The worker."""
 

@@ -194,5 +194,12 @@ class StoppedError(SuperResolutionError):
     exit_code = 130
 
 
+class ApprovalError(SuperResolutionError):
+    """Nobody approved what was waiting for it, or with something that cannot be done."""
+
+    kind = "approval"
+    exit_code = 20
+
+
 def _rebuild_frame_error(cls: type[FrameError], problem: str, remedy: str | None, frame: int | None) -> FrameError:
     return cls(problem, remedy, frame=frame)

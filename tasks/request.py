@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final
 
 from tasks.chunks import Capacity, chunk_limit
@@ -124,7 +124,8 @@ class CheckedRequest:
     carried: Carried
     scratch: Path
     capacity: Capacity
-    destination: LocalFile | StoredObject
+    destination: LocalFile | StoredObject | None
+    """`None` where nothing is going to be published: for plans and previews."""
     store: StoreSettings
 
     @property
@@ -201,19 +202,26 @@ def check_content(checked: CheckedRequest) -> None:
         refuse_cut_off(checked.facts, scan)
 
 
-def check_settings(request: UpscaleRequest, store: StoreSettings = _OWN_STORE) -> None:
+def check_settings(request: UpscaleRequest, store: StoreSettings = _OWN_STORE, *, publishes: bool = True) -> None:
     """Check what can be checked without the video.
+
+    Args:
+        request: What is asked for.
+        store: How to reach S3, where the destination is there.
+        publishes: Whether there is a destination to check.
 
     Raises:
         SettingsError: A setting is out of range, contradicts another, or is not for the model.
         ModelError: The model is unknown or its weights are not there.
     """
     _check_numbers(request)
-    profile, name = find_profile(request.encoder), destination_of(request.destination, store).file_name
-    muxer_of(name)
-    if name.suffix.lower().removeprefix(".") not in profile.containers:
-        endings = ", ".join("." + ending for ending in profile.containers)
-        raise SettingsError(f"{name}: this container cannot hold {profile.name}", f"End the name with {endings}")
+    profile = find_profile(request.encoder)
+    if publishes:
+        name = destination_of(request.destination, store).file_name
+        muxer_of(name)
+        if name.suffix.lower().removeprefix(".") not in profile.containers:
+            endings = ", ".join("." + ending for ending in profile.containers)
+            raise SettingsError(f"{name}: this container cannot hold {profile.name}", f"End the name with {endings}")
     if request.model != DEFAULT_MODEL:
         card = _card(request, request.model)
         _check_precision(request, card)
@@ -222,7 +230,11 @@ def check_settings(request: UpscaleRequest, store: StoreSettings = _OWN_STORE) -
 
 
 def check_request(
-    request: UpscaleRequest, capacity: Capacity | None = None, store: StoreSettings = _OWN_STORE
+    request: UpscaleRequest,
+    capacity: Capacity | None = None,
+    store: StoreSettings = _OWN_STORE,
+    *,
+    publishes: bool = True,
 ) -> CheckedRequest:
     """Check everything that can be checked without decoding the video.
 
@@ -231,6 +243,7 @@ def check_request(
         capacity: What the workers can do at one time; decides how long chunks are and how many exist at one time. By
             default, that of this machine without a GPU.
         store: How to reach S3, where the destination is there.
+        publishes: Whether there is a destination, and room needed for a whole result; not for plans and previews.
 
     Raises:
         SettingsError: A setting is out of range, contradicts another, or is not for the model.
@@ -240,18 +253,19 @@ def check_request(
         ModelError: The model is unknown or its weights are not there.
         ScratchError: Scratch is not writable or too small.
     """
-    check_settings(request, store)
+    check_settings(request, store, publishes=publishes)
     profile = find_profile(request.encoder)
-    source, destination = request.source_path, destination_of(request.destination, store)
+    source, destination = request.source_path, destination_of(request.destination, store) if publishes else None
     facts = probe(source)
     refuse_unsupported(facts)
-    muxer = muxer_of(destination.file_name)
+    muxer = muxer_of(destination.file_name if destination else PurePath(f"result.{profile.containers[0]}"))
     # Other encoders write these into the stream itself; with ffv1 they do not survive joining.
     if profile.name == "ffv1" and (facts.sample_aspect_ratio != 1 or facts.colour.full_range):
         trait = "full range" if facts.colour.full_range else f"samples of shape {facts.sample_aspect_ratio}"
         raise SettingsError(f"{facts.path} has {trait}, which profile ffv1 cannot store", "Choose another --encoder")
     scratch = scratch_folder(request.scratch)
-    destination.check(source, overwrite=request.overwrite or find_published(scratch, destination))
+    if destination is not None:
+        destination.check(source, overwrite=request.overwrite or find_published(scratch, destination))
     target = _target_picture(request, facts)
     card = _choose_model(request, Fraction(target.height, facts.height))
     _check_precision(request, card)
@@ -261,7 +275,8 @@ def check_request(
     checked = CheckedRequest(
         request, facts, card, weights, profile, target, muxer, carried, scratch, capacity, destination, store
     )
-    _check_space(checked)
+    if destination is not None:
+        _check_space(checked, destination)
     return checked
 
 
@@ -328,7 +343,7 @@ def _check_precision(request: UpscaleRequest, card: ModelCard) -> None:
         )
 
 
-def _check_space(checked: CheckedRequest) -> None:
+def _check_space(checked: CheckedRequest, destination: LocalFile | StoredObject) -> None:
     """Refuse a job whose chunk files or result would not fit.
 
     The estimate counts the raw chunks that can exist at one time and twice the encoded video, once as chunks and once
@@ -350,7 +365,7 @@ def _check_space(checked: CheckedRequest) -> None:
             f" this job needs about {_gigabytes(raw + 2 * encoded)}",
             "Free some space, choose another --scratch, or shorter chunks with --chunk-seconds",
         )
-    checked.destination.check_space(encoded)
+    destination.check_space(encoded)
 
 
 def _gigabytes(count: int) -> str:

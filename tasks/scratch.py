@@ -42,6 +42,7 @@ _OF_JOB: Final = re.compile(
     r"((extract|upscale)-\d{7,}-\d{7,}-[0-9a-f]{12}\.yuv|encode-\d{7,}-\d{7,}-[0-9a-f]{12}\.mkv(\.json)?"
     r"|plan-[0-9a-f]{12}(\.json|\.npz)?|calibration-\d+(\.json)?|int8-[0-9a-f]+\.safetensors|sample\.yuv"
     r"|evaluate-\d{4}-(given|reference|result-\d{4})\.yuv"
+    r"|picture-\d{7,}\.jpg"
     r"|result\.\w+|receipt\.json|upload\.json|publish\.progress|comparison\.jpg|jobs)(\.partial(-\w+)?)?"
 )
 _OF_SOURCE: Final = re.compile(r"source(\..*)?|staging\.progress|download\.lock|jobs", re.DOTALL)

@@ -86,6 +86,7 @@ def upscale_chunk(plan: Plan, chunk: Chunk) -> StageReport:
         bytes=path.stat().st_size,
         kept=work.kept,
         fidelity=look.fidelity,
+        device_seconds=ended - max(started, began),
     )
 
 
