@@ -2,12 +2,15 @@
 
     python -m tests.readme_commands
 
-`make test` is left out: it takes long and is run by itself. `clip.mp4` in a command is the sample clip.
+`make test` is left out: it takes long and is run by itself. `clip.mp4` in a command is the sample clip. What serves until
+Ctrl-C gets one when it is up.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,11 +20,35 @@ from tasks.media.sample import write_sample
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
+#: Commands that serve until Ctrl-C, and what they print when they are up.
+SERVING = {"make ui": "Prefect UI "}
+
 
 def shell_commands(text: str) -> list[str]:
     """The lines of all `sh` blocks of a Markdown text."""
     blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def run(command: str, folder: Path) -> int:
+    return subprocess.run(command, shell=True, cwd=folder).returncode
+
+
+def serve(command: str, folder: Path) -> int:
+    """Run a command until it is up, and end it as somebody at the terminal does; 0 if both went well."""
+    # A group of its own, which gets the Ctrl-C as a terminal gives it.
+    process = subprocess.Popen(
+        command, shell=True, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    is_up = False
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        if line.startswith(SERVING[command]):
+            is_up = True
+            os.killpg(process.pid, signal.SIGINT)
+    process.wait()
+    return not is_up
 
 
 def main() -> int:
@@ -34,7 +61,7 @@ def main() -> int:
             if command == "make test":
                 continue
             print(f"$ {command}", flush=True)
-            if subprocess.run(command, shell=True, cwd=clone).returncode:
+            if (serve if command in SERVING else run)(command, clone):
                 print(f"failed: {command}", file=sys.stderr)
                 return 1
     return 0
