@@ -2,8 +2,8 @@
 
     python -m tests.readme_commands
 
-`make test` is left out: it takes long and is run by itself. `clip.mp4` in a command is the sample clip. What serves until
-Ctrl-C gets one when it is up.
+`make test` is left out: it takes long and is run by itself. `clip.mp4` in a command is the sample clip. What serves
+until Ctrl-C gets one when it is up.
 """
 
 from __future__ import annotations
