@@ -44,9 +44,9 @@ class Installation:
         """Ask the API for a list, as the UI does."""
         return httpx.post(f"{self.api}{path}", json=body, timeout=30).raise_for_status().json()
 
-    def runs(self, **filters: Any) -> list[dict[str, Any]]:
-        """Flow runs, the newest first."""
-        found: list[dict[str, Any]] = self.ask("/flow_runs/filter", sort="START_TIME_DESC", **filters)
+    def runs(self, flow: str) -> list[dict[str, Any]]:
+        """The runs of a flow, those that are scheduled among them."""
+        found: list[dict[str, Any]] = self.ask("/flow_runs/filter", flows={"name": {"any_": [flow]}})
         return found
 
     def deployment(self, flow: str) -> str:

@@ -55,8 +55,8 @@ class Operator:
     def keep(self, name: str) -> None:
         self.page.screenshot(path=self.pictures / f"{name}.png")
 
-    def run(self, source: Path, destination: str) -> None:
-        """Start a run of `upscale-video` through its form, and open its page."""
+    def run(self, source: Path, destination: str) -> str:
+        """Start a run of `upscale-video` through its form, and open its page; gives its id."""
         self.go("/deployments")
         row = self.page.get_by_role("row").filter(has_text="upscale-video")
         row.get_by_role("link", name="local").click()
@@ -67,26 +67,41 @@ class Operator:
         boxes.nth(1).fill(destination)
         expect(self.page.get_by_text("Denoise strength")).to_be_visible()
         self.keep("form")
+        before = {run["id"] for run in self.installation.runs("upscale-video")}
         self.page.get_by_role("button", name="Submit").click()
-        # The list of the deployment's runs, to which the form leads.
-        self.page.locator("a[href*='/runs/flow-run/']").first.click()
+
+        def submitted() -> str | None:
+            return next((run["id"] for run in self.installation.runs("upscale-video") if run["id"] not in before), None)
+
+        try:
+            run = eventually(submitted, 15)
+        except AssertionError:
+            # The form checks each field as it is filled, and takes no notice of a click meanwhile.
+            self.page.get_by_role("button", name="Submit").click()
+            run = eventually(submitted, 60)
+        self.go(f"/runs/flow-run/{run}")
         expect(self.page.get_by_role("button", name="Cancel")).to_be_visible()
+        return str(run)
 
-    def run_id(self) -> str:
-        return self.page.url.rpartition("/flow-run/")[2].partition("?")[0]
+    def artifact(self, run: str, key: str, text: str = "") -> dict[str, Any]:
+        """Wait for an artifact of a run with this text in its description."""
+        wanted = {"flow_run_id": {"any_": [run]}, "key": {"any_": [key]}}
 
-    def artifacts(self) -> dict[str, dict[str, Any]]:
-        """The newest artifact of each key of the run whose page is open."""
-        found = self.installation.ask(
-            "/artifacts/filter", artifacts={"flow_run_id": {"any_": [self.run_id()]}}, sort="CREATED_DESC"
-        )
-        return {one["key"]: one for one in reversed(found)}
+        def found() -> dict[str, Any] | None:
+            return next(
+                (
+                    one
+                    for one in self.installation.ask("/artifacts/filter", artifacts=wanted)
+                    if text in str(one["description"])
+                ),
+                None,
+            )
 
-    def await_artifact(self, key: str, text: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = eventually(
-            lambda: one if (one := self.artifacts().get(key)) and text in str(one["description"]) else None, PATIENCE
-        )
-        return found
+        shown: dict[str, Any] = eventually(found, PATIENCE)
+        return shown
+
+    def open(self, artifact: dict[str, Any]) -> None:
+        self.go(f"/artifacts/artifact/{artifact['id']}")
 
 
 @pytest.fixture
@@ -109,52 +124,43 @@ def test_a_run_from_the_form_to_the_report(operator: Operator, sample: Path) -> 
     operator.keep("deployments")
 
     (sample.parent / "results").mkdir()
-    operator.run(sample, f"{sample.parent}/results/")
-    run = operator.run_id()
-    progress = operator.await_artifact("progress", "frames/s")
+    run = operator.run(sample, f"{sample.parent}/results/")
+    progress = operator.artifact(run, "progress", "frames/s")
     assert f"of {FRAMES} frames" in progress["description"]
     assert "gpu 1" in progress["description"]
-    page.reload()
+    operator.go(f"/runs/flow-run/{run}")
     expect(page.get_by_text("sample x2 compact").first).to_be_visible()
     page.locator("#artifacts").click()
-    expect(page.get_by_text("frames/s").first).to_be_visible()
+    expect(page.get_by_text(f"of {FRAMES} frames").first).to_be_visible()
     operator.keep("progress")
 
-    comparison = operator.await_artifact("comparison")
-    run_page = page.url
-    operator.go(f"/artifacts/artifact/{comparison['id']}")
+    operator.open(operator.artifact(run, "comparison"))
     picture = page.locator("img[src^='data:image/jpeg']")
     expect(picture).to_be_visible()
     width, height = picture.evaluate("image => [image.naturalWidth, image.naturalHeight]")
     assert width > height > 100
     operator.keep("comparison")
 
-    page.goto(run_page)
-    expect(page.get_by_text("Completed").first).to_be_visible(timeout=1000 * PATIENCE)
+    operator.go(f"/runs/flow-run/{run}")
+    expect(page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=1000 * PATIENCE)
+    page.locator("#artifacts").click()
+    expect(page.get_by_text("Result of sample.mp4")).to_be_visible()
     operator.keep("run")
-    report = operator.await_artifact("result")
-    operator.go(f"/artifacts/artifact/{report['id']}")
+    operator.open(operator.artifact(run, "result"))
     expect(page.get_by_text("Read back and compared with the source")).to_be_visible()
     expect(page.get_by_text("Fidelity", exact=True)).to_be_visible()
     timeline = page.locator("img[src^='data:image/svg']")
     expect(timeline).to_be_visible()
     assert timeline.evaluate("image => image.naturalWidth") > 400
     operator.keep("report")
-    operator.go(f"/artifacts/artifact/{operator_chunks(operator, run)}")
-    expect(page.get_by_role("cell", name="0-47")).to_be_visible()
+    operator.open(operator.artifact(run, "chunks"))
+    expect(page.get_by_text("0-47", exact=True)).to_be_visible()
     operator.keep("chunks")
     assert (sample.parent / "results/sample.mp4").stat().st_size > 0
 
 
-def operator_chunks(operator: Operator, run: str) -> str:
-    found = operator.installation.ask(
-        "/artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}, "key": {"any_": ["chunks"]}}
-    )
-    return str(found[0]["id"])
-
-
 def test_a_wrong_form_is_refused_before_a_run_starts(operator: Operator, sample: Path) -> None:
-    before = len(operator.installation.runs())
+    before = len(operator.installation.runs("upscale-video"))
     operator.go(f"/deployments/deployment/{operator.installation.deployment('upscale-video')}/run")
     boxes = operator.page.locator("textarea")
     boxes.nth(0).fill(str(sample))
@@ -162,23 +168,22 @@ def test_a_wrong_form_is_refused_before_a_run_starts(operator: Operator, sample:
     operator.page.get_by_role("button", name="Submit").click()
     expect(operator.page.get_by_text("does not match").first).to_be_visible()
     operator.keep("refused")
-    assert len(operator.installation.runs()) == before
+    assert len(operator.installation.runs("upscale-video")) == before
 
 
 def test_a_cancelled_run_is_shown_as_cancelled_and_its_workers_are_gone(operator: Operator, tmp_path: Path) -> None:
     film = tmp_path / "film.mp4"
     write_sample(film, 1200)
-    operator.run(film, f"{tmp_path}/large.mp4")
-    run = operator.run_id()
-    operator.await_artifact("progress", "frames/s")
+    run = operator.run(film, f"{tmp_path}/large.mp4")
+    operator.artifact(run, "progress", "frames/s")
     ledger = open_ledger(LedgerSettings(file=str(operator.installation.home / "jobs.sqlite")))
     (record,) = [record for record in ledger.by_state(JobState.UPSCALING) if record.flow_run_id == run]
     processes = [record.holder.pid, *children_of(record.holder.pid)]
     assert len(processes) > 2
     operator.page.get_by_role("button", name="Cancel").click()
     operator.keep("cancel")
-    operator.page.get_by_role("dialog").get_by_role("button", name="Cancel").last.click()
-    expect(operator.page.get_by_text("Cancelled").first).to_be_visible()
+    operator.page.get_by_role("button", name="Confirm").click()
+    expect(operator.page.get_by_text("Cancelled", exact=True).first).to_be_visible()
     operator.keep("cancelled")
     eventually(lambda: not any(Path("/proc", str(pid)).exists() for pid in processes))
     state = httpx.get(f"{operator.installation.api}/flow_runs/{run}", timeout=30).json()["state_name"]

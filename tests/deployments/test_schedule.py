@@ -31,7 +31,4 @@ def test_a_scheduled_sweep_upscales_what_was_dropped_into_the_folder(installatio
 
 
 def _completed(installation: Installation) -> dict[str, object] | None:
-    found = installation.runs(
-        flows={"name": {"any_": ["upscale-library"]}}, flow_runs={"state": {"name": {"any_": ["Completed"]}}}
-    )
-    return found[-1] if found else None
+    return next((run for run in installation.runs("upscale-library") if run["state_name"] == "Completed"), None)
