@@ -8,14 +8,15 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help run test setup ui bench lint format lock docs-check clean
+.PHONY: help run test setup ui notebook bench lint format lock docs-check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run [VIDEO=path] [OUTPUT=path] [ARGS='--scale 4']   upscale a video (a sample clip by default)"
 	@echo "make test         all tests        make lint    ruff and mypy      make bench   benchmarks"
 	@echo "make setup        environment      make format  ruff format        make lock    renew requirements.lock"
-	@echo "make ui           Prefect UI       make docs-check  README commands as written     make clean"
+	@echo "make ui           Prefect UI       make notebook  JupyterLab          make docs-check  README commands as written"
+	@echo "make clean        removes what was made"
 
 setup: $(READY)
 
@@ -42,6 +43,10 @@ bench: $(READY)
 
 ui: $(READY)
 	$(BIN)/python -m deployments.local_ui
+
+# JupyterLab refuses to run as root unless it is told to; it listens to this machine alone.
+notebook: $(READY)
+	$(BIN)/jupyter lab --ip 127.0.0.1 --notebook-dir notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 docs-check: $(READY)
 	$(BIN)/python -m tests.readme_commands

@@ -33,6 +33,7 @@ from prefect.context import AssetContext, FlowRunContext, TagsContext, serialize
 from prefect.exceptions import MissingContextError, UpstreamTaskError
 from prefect.futures import PrefectFuture, PrefectTaskRunFuture
 from prefect.logging import get_run_logger
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed, Pending
 from prefect.task_engine import _create_task_run_locally
 from prefect.utilities.collections import visit_collection
@@ -429,7 +430,10 @@ class PoolTaskRunner(DaskTaskRunner):
         # Within one flow run only the tags can differ between submissions.
         tags = frozenset(TagsContext.get().current_tags)
         if tags not in self._contexts:
-            context = serialize_context()
+            # A temporary server that Prefect started by itself is in no setting, and each worker would start another.
+            api = PREFECT_API_URL.value() or str(get_client(sync_client=True).api_url)
+            with temporary_settings({PREFECT_API_URL: api}):
+                context = serialize_context()
             flow_run = FlowRunContext.get()
             if flow_run is not None:
                 # As an object: from its serialized form Prefect would rebuild the storage block by name, and to look

@@ -27,6 +27,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 import urllib.error
@@ -244,7 +245,13 @@ def _send_rest() -> None:
     """Send the last events and log lines of this process: once the server is gone they could only complain."""
     from prefect.events.worker import EventsWorker
 
-    EventsWorker.drain_all(timeout=STOP_TIMEOUT, at_exit=False)  # All queued services, logs included, share one list.
+    def send() -> None:
+        EventsWorker.drain_all(timeout=STOP_TIMEOUT, at_exit=False)  # All queued services, logs included, share a list.
+
+    # In a thread of its own: beside a running event loop, as in a notebook, it would return something to await instead.
+    thread = threading.Thread(target=send, name="send-rest")
+    thread.start()
+    thread.join()
 
 
 def _toml(path: Path) -> dict[str, Any]:
