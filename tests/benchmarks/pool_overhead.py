@@ -4,7 +4,7 @@
     python -m tests.benchmarks.pool_overhead --local     worker processes of this machine instead of Slurm jobs
 
 By default the pools are jobs of a real Slurm on this machine (`infra.slurm`). The flow is the project's own loop over
-chunks (`flows.upscale_video`) with its window, and its tasks differ from the real ones only in what they do: sleep.
+chunks (`flows.chunk_runs`) with its window, and its tasks differ from the real ones only in what they do: sleep.
 Upscale sleeps with the one device of its process, and says as the real one when it will leave it; what the device
 itself waits with the real engine is measured by `chunk_border`.
 
@@ -118,15 +118,28 @@ class _NoMeter:
         pass
 
 
+class _NoTracker:
+    """There is no record of a job either."""
+
+    def reach(self, state: Any) -> None:
+        pass
+
+    def stage_ended(self, report: StageReport, **_: Any) -> None:
+        pass
+
+
 @flow(name="pool-overhead", task_runner=PoolTaskRunner())
 def sleep_through(chunks: int, seconds: list[float], window: int) -> list[StageReport]:
     """Run chunks through the loop of the real flow."""
-    from flows import upscale_video as real
+    from flows import chunk_runs as real
 
-    job: Any = SimpleNamespace(chunks=[Chunk(index, index, index) for index in range(chunks)])
+    job: Any = SimpleNamespace(unfinished=lambda _: [], chunks=[Chunk(index, index, index) for index in range(chunks)])
     meter: Any = _NoMeter()
+    tracker: Any = _NoTracker()
+    done: list[real.FinishedChunk] = []
     with mock.patch.multiple(real, extract=extract, upscale=upscale, encode=encode):
-        return real._run_chunks(job, json.dumps(seconds), job.chunks, window, meter)
+        real.run_chunks(job, json.dumps(seconds), job.chunks, window, meter, tracker, done.append)
+    return [report for chunk in done for report in chunk.reports]
 
 
 @dataclass

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from datetime import timedelta
 
-import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from tests.flows.jobs import PATIENCE
 from tests.flows.libraries import make_clip
@@ -15,22 +18,31 @@ from tests.waiting import eventually
 def test_a_scheduled_sweep_upscales_what_was_dropped_into_the_folder(installation: Installation) -> None:
     library = installation.home / "library"
     make_clip(library / "videos/dropped.mp4", 5)
-    deployment = f"{installation.api}/deployments/{installation.deployment('upscale-library')}"
-    (nightly,) = httpx.get(deployment, timeout=30).json()["schedules"]
-    often = {"schedule": {"interval": 5.0}, "active": True, "parameters": nightly["parameters"], "slug": "soon"}
-    # Not a hundred ahead, as schedules usually have.
-    often["max_scheduled_runs"] = 1
-    httpx.post(f"{deployment}/schedules", json=[often], timeout=30).raise_for_status()
-    (soon,) = [each for each in httpx.get(deployment, timeout=30).json()["schedules"] if each["slug"] == "soon"]
-    try:
-        eventually((result := library / "upscaled/dropped.mp4").exists, PATIENCE)
-    finally:
-        httpx.delete(f"{deployment}/schedules/{soon['id']}", timeout=30).raise_for_status()
-    ended = eventually(lambda: _completed(installation), PATIENCE)
-    assert ended["auto_scheduled"]
-    assert ended["parameters"] == nightly["parameters"]
-    assert Path(result).stat().st_size > 0
+    with (
+        temporary_settings({PREFECT_API_URL: installation.api, PREFECT_API_AUTH_STRING: None}),
+        get_client(sync_client=True) as client,
+    ):
+        deployment = client.read_deployment_by_name("upscale-library/local")
+        (nightly,) = deployment.schedules
+        often = DeploymentScheduleCreate(
+            schedule=IntervalSchedule(interval=timedelta(seconds=5)),
+            parameters=nightly.parameters,
+            max_scheduled_runs=1,
+            slug="soon",
+        )
+        client.create_deployment_schedules(deployment.id, [often])
+        try:
+            eventually((library / "upscaled/dropped.mp4").exists, PATIENCE)
+        finally:
+            for schedule in client.read_deployment_schedules(deployment.id):
+                if schedule.slug == "soon":
+                    client.delete_deployment_schedule(deployment.id, schedule.id)
 
+        def completed() -> dict[str, object] | None:
+            runs = installation.runs("upscale-library")
+            return next((run for run in runs if run["state_name"] == "Completed"), None)
 
-def _completed(installation: Installation) -> dict[str, object] | None:
-    return next((run for run in installation.runs("upscale-library") if run["state_name"] == "Completed"), None)
+        run = eventually(completed, PATIENCE)
+    assert run["auto_scheduled"]
+    assert run["parameters"] == nightly.parameters
+    assert (library / "upscaled/dropped.mp4").stat().st_size > 0

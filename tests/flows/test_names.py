@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Final
 import pytest
 
 import flows
+from infra.prefect_server.process import database_of, prepare_database
+from tasks.media.sample import write_sample
 
 ROOT: Final = Path(__file__).parents[2]
 
@@ -53,3 +57,35 @@ def test_every_name_is_there_and_no_other() -> None:
         flows.no_such_flow  # noqa: B018
     with pytest.raises(ImportError):
         from flows import no_such_flow  # noqa: F401
+
+
+PLAIN: Final = """
+import json, sys
+from flows import UpscaleOptions, upscale_video
+if __name__ == "__main__":
+    print(json.dumps(upscale_video(sys.argv[1], sys.argv[2], UpscaleOptions())))
+"""
+
+
+def test_a_flow_needs_nothing_around_it(tmp_path: Path) -> None:
+    """No server, no pools: one server of Prefect's starts for all, not one more for each worker."""
+    write_sample(tmp_path / "clip.mp4", frames=6)
+    (tmp_path / "plain.py").write_text(PLAIN)
+    (home := tmp_path / "prefect").mkdir()
+    prepare_database(home, database_of(home))  # Prefect's own migrations would take many seconds.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
+        "PYTHONPATH": str(ROOT),
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database_of(home)}",
+        "PREFECT_SERVER_DATABASE_MIGRATE_ON_START": "false",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "SUPERRES_HOME": str(tmp_path / "home"),
+        "SUPERRES_SCRATCH": str(tmp_path / "scratch"),
+    }
+    command = [sys.executable, "plain.py", "clip.mp4", "large.mp4"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    assert result["verified"] and result["frames_out"] == 6
+    assert (tmp_path / "large.mp4").exists()
+    assert (done.stdout + done.stderr).count("Starting temporary server") == 1
