@@ -20,11 +20,11 @@ from typing import Any, Final
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from blocks.pools import load_pools
 from flows.doctor import Check, examine
-from flows.parameters import ModelName, UpscaleOptions
+from flows.parameters import Form, LedgerName, ModelName, PoolsName, Scratch, StoreName, UpscaleOptions
 from flows.stopping import RunStopped, stopped_by
 from flows.upscale_video import upscale_video
 from infra.pools import PooledCluster
@@ -36,41 +36,22 @@ from tasks.request import DEFAULT_MODEL, scratch_folder
 _CHUNK_SECONDS: Final = 2.5
 
 
-class FlightCheckOptions(BaseModel):
+class FlightCheckOptions(Form):
     """What is checked."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    pools: str = Field(
-        "local",
-        title="Pools",
-        description="Where to work: `local`, `slurm`, or the name of a block of pools.",
-        json_schema_extra={"position": 0},
-    )
-    model: ModelName = Field(
-        DEFAULT_MODEL, title="Model", description="That upscales the clip.", json_schema_extra={"position": 1}
-    )
-    readable: list[str] = Field(
-        [],
-        title="Readable",
-        description="s3:// URIs of videos that must be readable.",
-        json_schema_extra={"position": 2},
-    )
-    writable: list[str] = Field(
-        [], title="Writable", description="s3:// prefixes that results must go to.", json_schema_extra={"position": 3}
-    )
+    pools: PoolsName = "local"
+    model: ModelName = Field(DEFAULT_MODEL, title="Model", description="That upscales the clip.")
+    readable: list[str] = Field([], title="Readable", description="s3:// URIs of videos that must be readable.")
+    writable: list[str] = Field([], title="Writable", description="s3:// prefixes that results must go to.")
     minutes: float = Field(
         30.0,
         gt=0,
         title="Minutes",
         description="After which the check fails: jobs may have to wait for nodes, but not for ever.",
-        json_schema_extra={"position": 4},
     )
-    scratch: str = Field(
-        "", title="Scratch folder", description="Empty for the site's.", json_schema_extra={"position": 5}
-    )
-    store: str = Field("", title="Media store", description="See upscale-video.", json_schema_extra={"position": 6})
-    ledger: str = Field("", title="Job ledger", description="See upscale-video.", json_schema_extra={"position": 7})
+    scratch: Scratch = ""
+    store: StoreName = ""
+    ledger: LedgerName = ""
 
 
 @flow(name="flight-check", flow_run_name="{options.pools}", validate_parameters=True)

@@ -20,10 +20,11 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Crashed
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from blocks.pools import load_pools
 from blocks.site import load_store, load_tracking
+from flows.parameters import Form, LedgerName, PoolsName, Scratch, StoreName
 from flows.records import close_record, output_of
 from infra.pools.slurm import cancel_jobs, running_jobs
 from tasks.errors import SuperResolutionError
@@ -44,34 +45,26 @@ _GRACE_SECONDS: Final = 900.0
 _TABLE_ROWS: Final = 1000
 
 
-class HousekeepingOptions(BaseModel):
+class HousekeepingOptions(Form):
     """What is kept, and where to look."""
-
-    model_config = ConfigDict(extra="forbid")
 
     finished_hours: float = Field(
         24.0,
         ge=0,
         title="Keep finished",
         description="Hours that files of published and cancelled jobs stay in scratch.",
-        json_schema_extra={"position": 0},
     )
     failed_days: float = Field(
         7.0,
         ge=0,
         title="Keep failed",
         description="Days that files of failed and unknown jobs stay: running such a job again continues from them.",
-        json_schema_extra={"position": 1},
     )
-    dry_run: bool = Field(
-        False, title="Dry run", description="Only say what would be done.", json_schema_extra={"position": 2}
-    )
-    scratch: str = Field(
-        "", title="Scratch folder", description="Empty for the site's.", json_schema_extra={"position": 3}
-    )
-    pools: str = Field("local", title="Pools", description="Whose scratch it is.", json_schema_extra={"position": 4})
-    store: str = Field("", title="Media store", description="See upscale-video.", json_schema_extra={"position": 5})
-    ledger: str = Field("", title="Job ledger", description="See upscale-video.", json_schema_extra={"position": 6})
+    dry_run: bool = Field(False, title="Dry run", description="Only say what would be done.")
+    scratch: Scratch = ""
+    pools: PoolsName = Field("local", description="Whose scratch it is: `local`, `slurm`, or the name of a block.")
+    store: StoreName = ""
+    ledger: LedgerName = ""
 
 
 @flow(name="housekeeping", validate_parameters=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,49 +31,89 @@ Destination: TypeAlias = Annotated[
     Field(min_length=1, json_schema_extra={"pattern": r"(/|\.([mM][pP]4|[mM][oO][vV]|[mM][kK][vV]))$"}),
 ]
 
-
-class UpscaleOptions(BaseModel):
-    """How a video is upscaled. The defaults suit most videos."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    scale: Literal[2, 3, 4] = Field(
-        2,
-        title="Scale",
-        description="How many times larger. Ignored when a height is given.",
-        json_schema_extra={"position": 0},
-    )
-    height: int = Field(
-        0,
+#: Fields that several forms have.
+Scale: TypeAlias = Annotated[
+    Literal[2, 3, 4],
+    Field(title="Scale", description="How many times larger. Ignored when a height is given."),
+]
+Height: TypeAlias = Annotated[
+    int,
+    Field(
         ge=0,
         le=16384,
         multiple_of=2,
         title="Height",
         description="Rows of the result, for example 1080; 0 uses the scale instead.",
-        json_schema_extra={"position": 1},
-    )
+    ),
+]
+PoolsName: TypeAlias = Annotated[
+    str,
+    Field(title="Pools", description="Where to work: `local`, `slurm`, or the name of a block of pools."),
+]
+Scratch: TypeAlias = Annotated[
+    str,
+    Field(
+        title="Scratch folder",
+        description="Where chunk files live while the run goes on; empty for the site's default.",
+    ),
+]
+StoreName: TypeAlias = Annotated[
+    str,
+    Field(
+        title="Media store",
+        description="Name of a block that says how to reach S3; empty for the machine's own AWS credentials.",
+    ),
+]
+LedgerName: TypeAlias = Annotated[
+    str,
+    Field(
+        title="Job ledger",
+        description="Name of the block that says where records of jobs and metrics go; empty for files on this"
+        " machine.",
+    ),
+]
+Owner: TypeAlias = Annotated[
+    str,
+    Field(
+        title="Owner",
+        description="Whose job it is: only they get its record and its result. Empty for the user who runs it.",
+    ),
+]
+
+
+def _in_order(schema: dict[str, Any]) -> None:
+    for position, shown in enumerate(schema.get("properties", {}).values()):
+        shown["position"] = position
+
+
+class Form(BaseModel):
+    """Parameters that the UI shows in the order in which they are declared: databases forget that of keys."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_in_order)
+
+
+class UpscaleOptions(Form):
+    """How a video is upscaled. The defaults suit most videos."""
+
+    scale: Scale = 2
+    height: Height = 0
     model: ModelName = Field(
         DEFAULT_MODEL,
         title="Model",
         description="`compact` is the bundled model that fits the scale; it runs anywhere. Weights of the others are"
         " fetched with `superres models fetch`.",
-        json_schema_extra={"position": 2},
     )
     weights: str = Field(
         "",
         title="Weight file",
         description="Path of a .pth or .safetensors file of your own, used instead of the model above.",
-        json_schema_extra={"position": 3},
     )
-    encoder: Literal["h264", "h265", "ffv1"] = Field(
-        "h264", title="Encoder", description="How the result is encoded.", json_schema_extra={"position": 4}
-    )
+    encoder: Literal["h264", "h265", "ffv1"] = Field("h264", title="Encoder", description="How the result is encoded.")
     container: Container = Field(
         "mp4",
         title="Container",
         description="Of the result, when the destination is a folder, which it then gets the name of the source in."
         " The ending of any other destination says it.",
-        json_schema_extra={"position": 5},
     )
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = Field(
         "auto",
@@ -81,7 +121,6 @@ class UpscaleOptions(BaseModel):
         description="In which the model is computed. `int8` is several times faster on CPUs, and used if it keeps 45 dB"
         " against `fp32` on frames of this video; so is `bf16` on CPUs that compute in it. `auto` is `fp16` on GPUs and"
         " `fp32` on CPUs.",
-        json_schema_extra={"position": 6},
     )
     denoise: float = Field(
         1.0,
@@ -90,7 +129,6 @@ class UpscaleOptions(BaseModel):
         title="Denoise strength",
         description="For models that come in two strengths, such as `realesr-general-x4v3`: 1 removes noise as the"
         " model does by itself, 0 keeps it with the grain.",
-        json_schema_extra={"position": 7},
     )
     tolerance: int = Field(
         0,
@@ -100,72 +138,27 @@ class UpscaleOptions(BaseModel):
         description="Parts of the picture that differ by no more than this many code values (of 255) from what was"
         " upscaled there last are kept as they were. 0 keeps only what is exactly equal, and changes no result; above"
         " it, grain and slow fades may seem to stand still for moments, and results depend on where chunks begin.",
-        json_schema_extra={"position": 8},
     )
-    overwrite: bool = Field(
-        False, title="Overwrite", description="Replace the destination if it exists.", json_schema_extra={"position": 9}
-    )
+    overwrite: bool = Field(False, title="Overwrite", description="Replace the destination if it exists.")
     salvage: bool = Field(
-        False,
-        title="Salvage",
-        description="Keep what decodes of a damaged source instead of failing.",
-        json_schema_extra={"position": 10},
+        False, title="Salvage", description="Keep what decodes of a damaged source instead of failing."
     )
-    fresh: bool = Field(
-        False,
-        title="Start afresh",
-        description="Do not use chunks of an earlier, interrupted run.",
-        json_schema_extra={"position": 11},
-    )
+    fresh: bool = Field(False, title="Start afresh", description="Do not use chunks of an earlier, interrupted run.")
     chunk_seconds: float = Field(
-        0.0,
-        ge=0,
-        title="Chunk length",
-        description="Seconds of video per chunk; 0 chooses about a minute of work.",
-        json_schema_extra={"position": 12},
+        0.0, ge=0, title="Chunk length", description="Seconds of video per chunk; 0 chooses about a minute of work."
     )
-    pools: str = Field(
-        "local",
-        title="Pools",
-        description="Where to work: `local`, `slurm`, or the name of a block of pools.",
-        json_schema_extra={"position": 13},
-    )
-    scratch: str = Field(
-        "",
-        title="Scratch folder",
-        description="Where chunk files live while the job runs; empty for the site's default.",
-        json_schema_extra={"position": 14},
-    )
+    pools: PoolsName = "local"
+    scratch: Scratch = ""
     timeline: str = Field(
-        "",
-        title="Timeline",
-        description="Path of an SVG picture of who worked on which chunk when; empty for none.",
-        json_schema_extra={"position": 15},
+        "", title="Timeline", description="Path of an SVG picture of who worked on which chunk when; empty for none."
     )
-    store: str = Field(
-        "",
-        title="Media store",
-        description="Name of a block that says how to reach S3; empty for the machine's own AWS credentials.",
-        json_schema_extra={"position": 16},
-    )
-    ledger: str = Field(
-        "",
-        title="Job ledger",
-        description="Name of the block that says where records of jobs and metrics go; empty for files on this"
-        " machine.",
-        json_schema_extra={"position": 17},
-    )
-    owner: str = Field(
-        "",
-        title="Owner",
-        description="Whose job it is: only they get its record and its result. Empty for the user who runs it.",
-        json_schema_extra={"position": 18},
-    )
+    store: StoreName = ""
+    ledger: LedgerName = ""
+    owner: Owner = ""
     pictures: bool = Field(
         True,
         title="Pictures",
         description="Show a detail of the video in the UI, before and after. The Prefect server keeps such pictures.",
-        json_schema_extra={"position": 19},
     )
 
     def request(self, source: str, destination: str) -> UpscaleRequest:
@@ -195,113 +188,66 @@ class UpscaleOptions(BaseModel):
         return cls(**{name: value for name, value in given.items() if name in cls.model_fields}, **more)
 
 
-class PreviewOptions(BaseModel):
+class PreviewOptions(Form):
     """What a preview shows, and whether the whole video follows."""
-
-    model_config = ConfigDict(extra="forbid")
 
     models: list[ModelName] = Field(
         [DEFAULT_MODEL],
         max_length=8,
         title="Models",
         description="To compare; `compact` is the bundled model that fits the scale.",
-        json_schema_extra={"position": 0},
     )
     weights: list[str] = Field(
         [],
         max_length=8,
         title="Weight files",
         description="Paths of .pth or .safetensors files of your own, to compare with them.",
-        json_schema_extra={"position": 1},
     )
-    scale: Literal[2, 3, 4] = Field(
-        2,
-        title="Scale",
-        description="How many times larger. Ignored when a height is given.",
-        json_schema_extra={"position": 2},
-    )
-    height: int = Field(
-        0,
-        ge=0,
-        le=16384,
-        multiple_of=2,
-        title="Height",
-        description="Rows of the result, for example 1080; 0 uses the scale instead.",
-        json_schema_extra={"position": 3},
-    )
+    scale: Scale = 2
+    height: Height = 0
     excerpts: int = Field(
         3,
         ge=1,
         le=10,
         title="Excerpts",
         description="Parts of the video to look at, as different from one another as they come.",
-        json_schema_extra={"position": 4},
     )
     seconds: float = Field(
-        2.0,
-        gt=0,
-        le=10,
-        title="Seconds",
-        description="Length of an excerpt; shorter where its scene is.",
-        json_schema_extra={"position": 5},
+        2.0, gt=0, le=10, title="Seconds", description="Length of an excerpt; shorter where its scene is."
     )
-    frames: int = Field(
-        1, ge=1, le=4, title="Pictures", description="Of each excerpt.", json_schema_extra={"position": 6}
-    )
+    frames: int = Field(1, ge=1, le=4, title="Pictures", description="Of each excerpt.")
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         "auto",
         title="Precision",
         description="In which the models are computed: `auto` is `fp16` on GPUs and `fp32` on CPUs.",
-        json_schema_extra={"position": 7},
     )
     encoder: Literal["h264", "h265", "ffv1"] = Field(
-        "h264",
-        title="Encoder",
-        description="For the forecast, and for the whole video where it is approved.",
-        json_schema_extra={"position": 8},
+        "h264", title="Encoder", description="For the forecast, and for the whole video where it is approved."
     )
     folder: str = Field(
         "",
         title="Folder of pictures",
         description="Where the pictures are kept; empty for one in the user's data folder.",
-        json_schema_extra={"position": 9},
     )
     approve: bool = Field(
         False,
         title="Wait for approval",
         description="Wait for somebody to look at the pictures and say with which model to go on, and then upscale the"
         " whole video.",
-        json_schema_extra={"position": 10},
     )
     hours: float = Field(
-        24.0,
-        gt=0,
-        le=720,
-        title="Hours",
-        description="How long to wait for approval; the run fails after that.",
-        json_schema_extra={"position": 11},
+        24.0, gt=0, le=720, title="Hours", description="How long to wait for approval; the run fails after that."
     )
     destination: str = Field(
         "",
         title="Destination",
         description="Path or `s3://` URI of the whole result; it can also be given with the approval.",
-        json_schema_extra={"position": 12},
     )
-    pools: str = Field(
-        "local",
-        title="Pools",
-        description="Where to work: `local`, `slurm`, or the name of a block of pools.",
-        json_schema_extra={"position": 13},
-    )
-    scratch: str = Field(
-        "",
-        title="Scratch folder",
-        description="Where excerpts live while they are compared; empty for the site's default.",
-        json_schema_extra={"position": 14},
-    )
-    store: str = Field("", title="Media store", description="See upscale-video.", json_schema_extra={"position": 15})
-    ledger: str = Field("", title="Job ledger", description="See upscale-video.", json_schema_extra={"position": 16})
-    owner: str = Field("", title="Owner", description="See upscale-video.", json_schema_extra={"position": 17})
+    pools: PoolsName = "local"
+    scratch: Scratch = ""
+    store: StoreName = ""
+    ledger: LedgerName = ""
+    owner: Owner = ""
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -326,29 +272,17 @@ def model_fields(name_or_path: str) -> dict[str, str]:
     return {"model": known} if known else {"model": DEFAULT_MODEL, "weights": name_or_path}
 
 
-class EvaluateOptions(BaseModel):
+class EvaluateOptions(Form):
     """How models are compared. The defaults take minutes and suit most clips."""
-
-    model_config = ConfigDict(extra="forbid")
 
     mode: Literal["restore", "no-reference"] = Field(
         "restore",
         title="Mode",
         description="`restore` shrinks each clip, lets models restore it and compares with the original. `no-reference`"
         " enlarges the clip itself and says what can be said without an original.",
-        json_schema_extra={"position": 0},
     )
-    scale: Literal[2, 3, 4] = Field(
-        2, title="Scale", description="How many times models enlarge.", json_schema_extra={"position": 1}
-    )
-    seconds: float = Field(
-        2.0,
-        gt=0,
-        le=600,
-        title="Seconds",
-        description="Of each clip, taken from its middle.",
-        json_schema_extra={"position": 2},
-    )
+    scale: Scale = Field(2, description="How many times models enlarge.")
+    seconds: float = Field(2.0, gt=0, le=600, title="Seconds", description="Of each clip, taken from its middle.")
     crf: int = Field(
         23,
         ge=0,
@@ -356,36 +290,18 @@ class EvaluateOptions(BaseModel):
         title="CRF",
         description="Rate factor of H.264 at which shrunk clips are coded, as streamed video is; 0 leaves them as they"
         " are. Only for `restore`.",
-        json_schema_extra={"position": 3},
     )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         "auto",
         title="Precision",
         description="In which models are computed; `auto` is `fp16` on GPUs and `fp32` on CPUs.",
-        json_schema_extra={"position": 4},
     )
     folder: str = Field(
         "",
         title="Folder",
         description="For the table and the plots, which replace those of an earlier evaluation there; empty for a new"
         " one in the folder of this installation.",
-        json_schema_extra={"position": 5},
     )
-    pools: str = Field(
-        "local",
-        title="Pools",
-        description="Where to work: `local`, `slurm`, or the name of a block of pools.",
-        json_schema_extra={"position": 6},
-    )
-    scratch: str = Field(
-        "",
-        title="Scratch folder",
-        description="Where frames live while the run goes on; empty for the site's default.",
-        json_schema_extra={"position": 7},
-    )
-    store: str = Field(
-        "",
-        title="Media store",
-        description="Name of a block that says how to reach S3; empty for the machine's own AWS credentials.",
-        json_schema_extra={"position": 8},
-    )
+    pools: PoolsName = "local"
+    scratch: Scratch = ""
+    store: StoreName = ""

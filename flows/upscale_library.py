@@ -27,11 +27,11 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from blocks.pools import load_pools
 from blocks.site import load_store, load_tracking
-from flows.parameters import Source, UpscaleOptions
+from flows.parameters import Form, Source, UpscaleOptions
 from flows.records import new_job, result_of
 from flows.stopping import RunStopped, stopped_by
 from flows.upscale_video import upscale_video
@@ -57,25 +57,16 @@ _TABLE_ROWS: Final = 1000
 Outcome = Literal["published", "skipped", "running", "failed", "failed earlier"]
 
 
-class LibraryOptions(BaseModel):
+class LibraryOptions(Form):
     """How a library is swept."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    upscale: UpscaleOptions = Field(
-        default_factory=UpscaleOptions, title="Upscaling", json_schema_extra={"position": 0}
-    )
-    parallel: int = Field(
-        2, ge=1, le=64, title="Parallel", description="Videos at a time.", json_schema_extra={"position": 1}
-    )
-    limit: int = Field(
-        0, ge=0, title="Limit", description="Videos per sweep; 0 for all.", json_schema_extra={"position": 2}
-    )
+    upscale: UpscaleOptions = Field(default_factory=UpscaleOptions, title="Upscaling")
+    parallel: int = Field(2, ge=1, le=64, title="Parallel", description="Videos at a time.")
+    limit: int = Field(0, ge=0, title="Limit", description="Videos per sweep; 0 for all.")
     retry_failed: bool = Field(
         False,
         title="Retry failed",
         description="Also try again what failed for a reason that lies in the video itself.",
-        json_schema_extra={"position": 3},
     )
 
 
