@@ -133,6 +133,7 @@ def run_chunks(
                 get_run_logger().info("pausing: what is under way is finished, nothing further is started")
                 # A process that leaves need not wait for what has only been queued; one that stays cannot take it back.
                 last = {index for index, run in running.items() if not pausing.leaves or _is_upscaled(job, run)}
+                meter.report("pausing")
             if pausing.is_urgent or not last & running.keys():
                 get_run_logger().info("paused: %d of %d chunks are left", len(waiting) + len(running), len(job.chunks))
                 pausing.rest(lambda: meter.report("paused"))

@@ -17,6 +17,7 @@ from tests.installation import Installation, running_installation
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests that share something in one worker: those of a file, and those of the installation."""
     for item in items:

@@ -62,11 +62,13 @@ def test_every_entrypoint_loads(deployment: dict[str, Any]) -> None:
     annotation = flow.fn.__annotations__
     given = deployment.get("parameters", {})
     assert given.keys() <= annotation.keys()
-    flow.validate_parameters({**dict.fromkeys(_required(flow), "x.mp4"), **given})
+    flow.validate_parameters({**_required(flow), **given})
 
 
-def _required(flow: Flow[..., Any]) -> list[str]:
-    return [name for name in flow.parameters.required or [] if flow.parameters.properties[name]["type"] == "string"]
+def _required(flow: Flow[..., Any]) -> dict[str, Any]:
+    """Something for each parameter that has no default."""
+    values = {"string": "x.mp4", "array": ["x.mp4"]}
+    return {name: values[flow.parameters.properties[name]["type"]] for name in flow.parameters.required or []}
 
 
 def test_both_sites_have_all_flows(server: Api) -> None:
