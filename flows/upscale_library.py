@@ -84,6 +84,11 @@ class Row:
     """Of the failure; see `SuperResolutionError.kind`."""
     reason: str = ""
 
+    def shown(self) -> dict[str, Any]:
+        """What people look for first comes first."""
+        facts = {"video": self.video, "outcome": self.outcome, "reason": self.reason, "frames": self.frames}
+        return {**facts, "seconds": round(self.seconds, 1), "output": self.output, "job": self.job_id}
+
 
 @flow(name="upscale-library", flow_run_name="{source}", validate_parameters=True)
 def upscale_library(
@@ -124,7 +129,7 @@ def upscale_library(
     counts = Counter(row.outcome for row in rows)
     rows.sort(key=lambda row: row.video)
     said = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) or "no videos"
-    create_table_artifact([asdict(row) for row in rows[:_TABLE_ROWS]], key="library", description=f"{source}: {said}")
+    create_table_artifact([row.shown() for row in rows[:_TABLE_ROWS]], key="library", description=f"{source}: {said}")
     logger.info("%s: %s", source, said)
     if counts["failed"]:
         raise LibraryError(f"{source}: {said}", [asdict(row) for row in rows])
