@@ -41,6 +41,9 @@ _DESCRIPTIONS: Final[dict[Site, str]] = {
     "slurm": "Runs are processes on a login node; the workers of their pools are Slurm jobs.",
 }
 
+#: Runs at a time. Not a limit of the worker, which with one of its own fails when a run is suspended and resumed.
+_RUNS: Final[dict[Site, int]] = {"local": 4, "slurm": 8}
+
 #: The folder of videos that the scheduled sweep looks through, and that of its results: paths or s3:// prefixes.
 LIBRARY_VARIABLE: Final = "SUPERRES_LIBRARY"
 RESULTS_VARIABLE: Final = "SUPERRES_LIBRARY_RESULTS"
@@ -115,6 +118,7 @@ def _make_work_pool(client: SyncPrefectClient, site: Site) -> None:
                 name=site,
                 type=ProcessWorker.type,
                 description=_DESCRIPTIONS[site],
+                concurrency_limit=_RUNS[site],
                 base_job_template=ProcessWorker.get_default_base_job_template(),
             )
         )

@@ -27,9 +27,6 @@ from tasks.home import default_home
 CHECKOUT: Final = Path(__file__).resolve().parent.parent
 _SERVER_SECONDS: Final = 120.0
 
-#: Runs that one worker starts at a time; each has pools of its own on this machine.
-_RUNS: Final = 4
-
 
 def main() -> int:
     """Start everything, wait, end everything.
@@ -69,7 +66,7 @@ def main() -> int:
         from deployments.bootstrap import bootstrap  # Here: it loads Prefect, whose settings are made above.
 
         installed = bootstrap(("local",))
-        running.append(_prefect("worker", "start", "--pool", "local", "--limit", str(_RUNS)))
+        running.append(_prefect("worker", "start", "--pool", "local"))
         print(f"\nPrefect UI    {address}")
         print(f"deployments   {', '.join(installed.deployments)}")
         print(f"from a shell  PREFECT_API_URL={address}/api    (Ctrl-C ends it)\n", flush=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,26 +63,29 @@ class Operator:
         row.get_by_role("link", name="local").click()
         self.page.get_by_role("button", name="Run", exact=True).click()
         self.page.get_by_text("Custom run").click()
-        boxes = self.page.locator("textarea")
-        boxes.nth(0).fill(str(source))
-        boxes.nth(1).fill(destination)
         expect(self.page.get_by_text("Denoise strength")).to_be_visible()
-        self.keep("form")
+        run = self._submit(str(source), destination)
+        self.go(f"/runs/flow-run/{run}")
+        expect(self.page.get_by_role("button", name="Cancel")).to_be_visible()
+        return str(run)
+
+    def _submit(self, source: str, destination: str) -> str:
+        """Fill the form, and again where it was drawn anew meanwhile, until there is a run."""
         before = {run["id"] for run in self.installation.runs("upscale-video")}
-        self.page.get_by_role("button", name="Submit").click()
 
         def submitted() -> str | None:
             return next((run["id"] for run in self.installation.runs("upscale-video") if run["id"] not in before), None)
 
-        try:
-            run = eventually(submitted, 15)
-        except AssertionError:
-            # The form checks each field as it is filled, and takes no notice of a click meanwhile.
+        for seconds in (20, 20, 60):
+            boxes = self.page.locator("textarea")
+            boxes.nth(0).fill(source)
+            boxes.nth(1).fill(destination)
+            self.keep("form")
             self.page.get_by_role("button", name="Submit").click()
-            run = eventually(submitted, 60)
-        self.go(f"/runs/flow-run/{run}")
-        expect(self.page.get_by_role("button", name="Cancel")).to_be_visible()
-        return str(run)
+            with suppress(AssertionError):
+                return str(eventually(submitted, seconds))
+            self.keep("not-submitted")
+        raise AssertionError("the form submits nothing")
 
     def artifact(self, run: str, key: str, text: str = "") -> dict[str, Any]:
         """Wait for an artifact of a run with this text in its description."""
