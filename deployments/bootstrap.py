@@ -84,9 +84,7 @@ def bootstrap(sites: Sequence[Site] = ("local",), blocks: Path | None = None) ->
     if "slurm" in sites and not any(seed.name == "slurm" for seed in seeds):
         installed.blocks += _default_pools()
     installed.blocks += [seed.save() for seed in seeds]
-    environment = _variables(sites)
-    for site in sites:
-        _deploy(site, environment)
+    _deploy(sites, _variables(sites))
     with get_client(sync_client=True) as client:
         found = client.read_deployments(limit=200)
         flows = {flow.id: flow.name for flow in client.read_flows(limit=200)}
@@ -144,14 +142,15 @@ def _variables(sites: Sequence[Site]) -> dict[str, str]:
     return {**defaults, **os.environ, **settings, "SUPERRES_CHECKOUT": str(CHECKOUT), "PYTHONPATH": str(CHECKOUT)}
 
 
-def _deploy(site: Site, environment: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--name", f"*/{site}"]
+def _deploy(sites: Sequence[Site], environment: dict[str, str]) -> None:
+    names = [word for site in sites for word in ("--name", f"*/{site}")]
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *names]
     done = subprocess.run(
         command, cwd=CHECKOUT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise BootstrapError(f"prefect deploy --name '*/{site}' failed: {said[-1] if said else ''}", "See prefect.yaml")
+        raise BootstrapError(f"prefect deploy {' '.join(names)} failed: {said[-1] if said else ''}", "See prefect.yaml")
 
 
 def main() -> int:
