@@ -36,6 +36,8 @@ class Executed:
 
     folder: Path
     cells: list[Any]
+    widgets: Any
+    """State of its widgets; empty where it has none."""
 
     @property
     def outputs(self) -> list[Any]:
@@ -73,7 +75,7 @@ def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
         folder.mkdir()
         place = {"metadata": {"path": str(folder)}}
         NotebookClient(notebook, kernel_name="python3", timeout=300, resources=place).execute()
-        executed = Executed(folder, notebook.cells)
+        executed = Executed(folder, notebook.cells, notebook.metadata.get("widgets", {}))
         assert [word for word in TROUBLE if word in executed.text] == [], executed.text
         eventually(lambda: not processes_of(tmp_path), 15)
         return executed
@@ -125,7 +127,13 @@ def test_models_are_compared(execute: Callable[[str], Executed]) -> None:
     executed = execute("02_compare_models")
     assert "['bicubic', 'lanczos', 'compact-x2', 'compact-x4'" in executed.text
     assert len(executed.shown("image/png")) == 2
-    assert executed.shown("application/vnd.jupyter.widget-view+json")
+    [view] = executed.shown("application/vnd.jupyter.widget-view+json")
+    # Not `interact`: it shows through a widget whose messages nbclient answers on the socket on which it waits, and now
+    # and then it then waits until the timeout.
+    states = executed.widgets["application/vnd.jupyter.widget-state+json"]["state"]
+    kinds = [state["model_name"] for state in states.values()]
+    assert view["model_id"] in states
+    assert (kinds.count("IntSliderModel"), kinds.count("DropdownModel"), kinds.count("ImageModel")) == (2, 1, 1)
 
 
 def test_quality_and_speed_are_measured(execute: Callable[[str], Executed]) -> None:
