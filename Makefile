@@ -26,9 +26,9 @@ $(READY): requirements.lock pyproject.toml deployments/environment.sh
 run: $(READY)
 	@sh deployments/run.sh "$(VIDEO)" "$(OUTPUT)" $(ARGS)
 
-# Two at a time: many tests wait for processes to start.
+# Two files at a time: many tests wait for processes to start.
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadgroup --durations 25
+	$(BIN)/pytest -n 2 --dist loadfile --durations 25
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -117,7 +117,8 @@ def _upscale(source: str, destination: str, options: UpscaleOptions, run_id: str
     new = new_job(seen, request, options.owner, store)
     link = f"{tracking.portal}/jobs/{new.job_id}/result" if tracking.portal else ""
     name_record(run_id, new.job_id, options.ledger)
-    await_predecessor(ledger, new.job_id, run_id)
+    if flow_run.get_run_count() > 1:
+        await_predecessor(ledger, new.job_id, run_id)
 
     def is_done(record: JobRecord) -> bool:
         return not (options.overwrite or options.fresh) and has_result(record, store)

@@ -17,14 +17,6 @@ from tests.installation import Installation, running_installation
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share something in one worker: those of a file, and those of the installation."""
-    for item in items:
-        shares = "installation" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("installation" if shares else str(item.path)))
-
-
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """A private Prefect server for all tests of the session; flows called in this process use it."""

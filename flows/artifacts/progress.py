@@ -121,20 +121,20 @@ class Meter:
         self._tracker = tracker
         self._meter = ProgressMeter(job)
         self._progress = progress
-        self._looked = 0.0
+        self._looked, self._phase = 0.0, ""
         self._logged = time.monotonic()
         self._logged_share: float | None = None
         self.report("upscaling")
 
     def report(self, phase: str) -> None:
-        """Look, unless the last look was just now, and tell.
+        """Look, unless that was done a moment ago and the phase is the same, and tell.
 
         Raises:
             LostJobError: Another run has taken this job over.
         """
-        if phase in ("upscaling", "pausing", "paused") and time.monotonic() - self._looked < LOOK_SECONDS:
+        if phase == self._phase and time.monotonic() - self._looked < LOOK_SECONDS:
             return
-        self._looked = time.monotonic()
+        self._looked, self._phase = time.monotonic(), phase
         self._tracker.check()
         self.seen = progress = self._meter.look(phase)
         self._tracker.note(frames_done=progress.frames_done)
