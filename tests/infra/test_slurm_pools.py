@@ -163,8 +163,7 @@ def site(slurm: LocalSlurm, prefect_api: Api, tmp_path: Path) -> Iterator[Site]:
 
 def ends(state: State[Any], count: int) -> dict[str, str]:
     """How the task runs of a flow run ended, by name, once Prefect knows of all of them."""
-    flow_run = state.state_details.flow_run_id
-    return eventually(lambda: found if len(found := states(flow_run)) == count else None, 30)
+    return states(state.state_details.flow_run_id, count)
 
 
 class Watch:
