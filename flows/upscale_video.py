@@ -203,7 +203,8 @@ def _run(
                 if reused:
                     logger.info("%d chunks were finished by an earlier run", len(reused))
                 meter = Meter(job, tracker, progress)
-                comparison = Comparison(job, path, wanted=options.pictures)
+                # A picture costs a task: more than a video of less than a second takes altogether.
+                comparison = Comparison(job, path, wanted=options.pictures and job.frames >= job.table.rate)
 
                 def finished(done: FinishedChunk) -> None:
                     story.finished.append(done)
