@@ -163,7 +163,9 @@ def site(slurm: LocalSlurm, prefect_api: Api, tmp_path: Path) -> Iterator[Site]:
 
 def ends(state: State[Any], count: int) -> dict[str, str]:
     """How the task runs of a flow run ended, by name, once Prefect knows of all of them."""
-    return states(state.state_details.flow_run_id, count)
+    found = states(state.state_details.flow_run_id, count)
+    assert len(found) == count
+    return found
 
 
 class Watch:
