@@ -12,9 +12,9 @@ from infra.prefect_server import Api
 from tests.infra.sample_flows import small_pools
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pools(prefect_api: Api) -> Iterator[PooledCluster]:
-    """Open `cpu` and `gpu` pools with one worker each; flows called in this process use them."""
+    """Open `cpu` and `gpu` pools with one worker each; flows called in this process use them, so not beyond a file."""
     with open_pools(small_pools()) as cluster:
         yield cluster
 
