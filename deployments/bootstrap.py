@@ -25,7 +25,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessWorker
 
-from blocks.pools import SlurmPools
+from blocks.pools import PoolsBlock, SlurmPools
 from blocks.seeds import KINDS, read_seeds
 from tasks.errors import BootstrapError, SuperResolutionError
 from tasks.home import default_home
@@ -81,7 +81,7 @@ def bootstrap(sites: Sequence[Site] = ("local",), blocks: Path | None = None) ->
             installed.work_pools.append(site)
     for kind in KINDS:
         kind.register_type_and_schema()
-    if "slurm" in sites and not any(seed.name == "slurm" for seed in seeds):
+    if "slurm" in sites and not any(issubclass(seed.kind, PoolsBlock) and seed.name == "slurm" for seed in seeds):
         installed.blocks += _default_pools()
     installed.blocks += [seed.save() for seed in seeds]
     _deploy(sites, _variables(sites))

@@ -14,7 +14,7 @@ from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 
 from flows.artifacts.progress import Meter
-from flows.stopping import LOOK_SECONDS, Pausing, check_stop, settled
+from flows.stopping import LOOK_SECONDS, Pausing, check_stop, first_failure, settled
 from infra.pools.runner import PoolFuture
 from tasks.chunk_report import StageReport
 from tasks.chunks import Chunk
@@ -221,18 +221,15 @@ def _count(run: _ChunkRun, tracker: JobTracker) -> FinishedChunk:
 
 def _failure(run: _ChunkRun) -> BaseException | None:
     """The error of the first stage that failed; later stages only say that they could not start."""
-    for stage, future in zip(STAGES, run.futures, strict=True):
-        future.wait()
-        if future.state.is_completed():
-            continue
-        failure = future.state.result(raise_on_failure=False)
-        if not isinstance(failure, BaseException):
-            failure = PoolError(f"task run {future.task_run_id} ended {future.state.name}: {future.state.message}")
-        if scene_of(failure) is None:
-            nowhere = Place("", "", "", 0)  # The worker is gone; the message says what is known of it.
-            failure.scene = Scene(stage, run.chunk.first, run.chunk.last, nowhere)  # type: ignore[attr-defined]
-        return failure
-    return None
+    found = first_failure(run.futures)
+    if found is None:
+        return None
+    position, failure = found
+    if scene_of(failure) is None:
+        nowhere = Place("", "", "", 0)  # The worker is gone; the message says what is known of it.
+        scene = Scene(list(STAGES)[position], run.chunk.first, run.chunk.last, nowhere)
+        failure.scene = scene  # type: ignore[attr-defined]
+    return failure
 
 
 def _naming(chunk: Chunk, attempt: int, failure: BaseException) -> BaseException:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import xxhash
 from prefect import flow
@@ -35,14 +35,13 @@ from flows.evaluation_files import COLUMNS, Row, as_markdown, mean_rows, write_r
 from flows.parameters import EvaluateOptions
 from flows.plots import as_data_uri, gains_over_bicubic, quality_against_speed, svg
 from flows.pools import pools_of_flow_run, site_of_flow_run
-from flows.stopping import LOOK_SECONDS, check_stop
+from flows.staging import reachable
+from flows.stopping import LOOK_SECONDS, check_stop, first_failure
 from infra.pools import PoolTaskRunner
-from infra.pools.runner import PoolFuture
 from tasks.contenders import Contender, find_contender, with_baselines
 from tasks.errors import (
     DestinationError,
     EvaluationError,
-    PoolError,
     ScratchError,
     SuperResolutionError,
 )
@@ -51,7 +50,7 @@ from tasks.excerpts import Excerpt, check_named, find_all, find_excerpt, numbere
 from tasks.home import default_home
 from tasks.request import check_scratch, scratch_folder
 from tasks.scratch import give_up, note_job, own_job
-from tasks.stage import Source, held, look_at, on_mount, stage
+from tasks.stage import Source, look_at
 from tasks.store.settings import StoreSettings
 
 #: Rows of the table in the UI.
@@ -116,8 +115,8 @@ def _checked(
     with ExitStack() as stack:
 
         def excerpt_of(source: Source) -> Excerpt:
-            path = _staged(source, store, scratch, stack) if source.is_stored else Path(source.uri)
-            return find_excerpt(source.uri, path, options.mode, options.scale, options.seconds, options.crf)
+            path = stack.enter_context(reachable(source, scratch, store, str(flow_run.get_id())))
+            return find_excerpt(source.uri, Path(path), options.mode, options.scale, options.seconds, options.crf)
 
         found: dict[str, Excerpt] = {}
         # What lies here first: nothing is downloaded for an evaluation that will be refused.
@@ -126,14 +125,6 @@ def _checked(
             found |= {excerpt.clip: excerpt for excerpt in find_all(excerpt_of, among, refusals)}
             refuse(refusals)
         yield numbered(found[source.uri] for source in sources), contenders
-
-
-def _staged(source: Source, store: StoreSettings, scratch: Path, stack: ExitStack) -> Path:
-    """Where workers can read an object until the stack is closed."""
-    if (visible := on_mount(source, store)) is not None:
-        return visible
-    stack.enter_context(held(source, scratch, str(flow_run.get_id())))
-    return Path(stage.submit(source, str(scratch), store).result())
 
 
 @contextmanager
@@ -252,7 +243,8 @@ def _row(trial: _Trial, price: float | None) -> Row:
     row: Row = dict.fromkeys(COLUMNS)
     row |= {"clip": excerpt.label, "model": contender.label, "scale": excerpt.scale, "frames": excerpt.frames}
     row["error"] = ""
-    if (failure := _failure(trial)) is not None:
+    if (found := first_failure(trial.futures)) is not None:
+        _, failure = found
         known = isinstance(failure, SuperResolutionError)
         return {**row, "error": " ".join((str(failure) if known else repr(failure)).split())}
     _, enlarged, measured = (future.result() for future in trial.futures)
@@ -273,18 +265,6 @@ def _speed(speed: Speed, rate: float, price: float | None) -> Row:
         "precision": speed.engine["precision"],
         "device": speed.engine["device"],
     }
-
-
-def _failure(trial: _Trial) -> BaseException | None:
-    """The error of the first stage that failed; later stages only say that they could not start."""
-    for future in trial.futures:
-        cast(PoolFuture[Any], future).wait()
-        if not future.state.is_completed():
-            failure = future.state.result(raise_on_failure=False)
-            if isinstance(failure, BaseException):
-                return failure
-            return PoolError(f"task run {future.task_run_id} ended {future.state.name}: {future.state.message}")
-    return None
 
 
 def _report(rows: list[Row], folder: Path, options: EvaluateOptions) -> dict[str, Any]:

@@ -10,12 +10,12 @@ of them is called. Rows without measures are left out.
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from flows.evaluation_files import Row, mean_rows
+from tasks.media.pictures import data_uri
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -148,7 +148,7 @@ def as_data_uri(figure: Figure) -> str:
     """A figure as a PNG picture that a page can hold in its text."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=_DOTS_PER_INCH)
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return data_uri(content.getvalue(), "png")
 
 
 def _measures(rows: Sequence[Row]) -> Mapping[str, str]:

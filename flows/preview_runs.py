@@ -6,8 +6,8 @@ A flow of its own, so that its pools are closed when the pictures are there: not
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from flows.forecast import earlier_jobs, forecast
 from flows.parameters import PreviewOptions
 from flows.pools import Site, pools_of_flow_run, site_of_flow_run
 from flows.preview_checks import check_folder, check_models, pictures_folder
+from flows.staging import reachable
 from flows.stopping import result_of_task
 from infra.pools import PoolTaskRunner
 from tasks.chunk_report import StageReport
@@ -34,8 +35,7 @@ from tasks.plan import Plan, make_plan, save_plan
 from tasks.preview import choose, compare
 from tasks.request import check_scratch, scratch_folder
 from tasks.scratch import give_up, own_job
-from tasks.stage import Source, held, look_at, on_mount, stage
-from tasks.store.settings import StoreSettings
+from tasks.stage import Source, look_at
 from tasks.upscale import upscale
 
 
@@ -64,24 +64,12 @@ def compare_models(source: str, options: PreviewOptions) -> dict[str, Any]:
     folder = pictures_folder(options, Path(seen.uri).stem, str(flow_run.get_id() or ""))
     check_folder(folder)
     check_scratch(scratch)
-    with _reachable(seen, scratch, store) as path:
+    with reachable(seen, scratch, store, str(flow_run.get_id() or "")) as path:
         jobs = [
             make_plan(checked, content_hash(checked.card))
             for checked in check_models(path, options, site.capacity, store, str(scratch))
         ]
         return _compare(seen, jobs, options, site, folder)
-
-
-@contextmanager
-def _reachable(source: Source, scratch: Path, store: StoreSettings) -> Iterator[str]:
-    """Have the source where all workers can read it while the block runs; yields its path."""
-    if not source.is_stored:
-        yield source.uri
-    elif (visible := on_mount(source, store)) is not None:
-        yield str(visible)
-    else:
-        with held(source, scratch, str(flow_run.get_id() or "")):
-            yield result_of_task(stage.submit(source, str(scratch), store))
 
 
 def _compare(source: Source, jobs: list[Plan], options: PreviewOptions, site: Site, folder: Path) -> dict[str, Any]:

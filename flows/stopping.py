@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from typing import Any, Final, TypeVar, cast
@@ -22,6 +22,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Running, Suspended
 
 from infra.pools.runner import PoolFuture
+from tasks.errors import PoolError
 
 T = TypeVar("T")
 
@@ -219,3 +220,19 @@ def result_of_task(future: PrefectFuture[T]) -> Any:
     while not settled(future):
         pass
     return future.result()
+
+
+def first_failure(futures: Sequence[PrefectFuture[Any]]) -> tuple[int, BaseException] | None:
+    """The position and the error of the first task run that failed, once all before it have ended.
+
+    Those that wait for each other are given in order: the later ones only say that they could not start.
+    """
+    for position, future in enumerate(futures):
+        cast(PoolFuture[Any], future).wait()
+        if future.state.is_completed():
+            continue
+        failure = future.state.result(raise_on_failure=False)
+        if not isinstance(failure, BaseException):
+            failure = PoolError(f"task run {future.task_run_id} ended {future.state.name}: {future.state.message}")
+        return position, failure
+    return None

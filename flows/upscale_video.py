@@ -21,6 +21,7 @@ from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_link_artifact
+from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
@@ -37,6 +38,7 @@ from flows.parameters import Destination, UpscaleOptions
 from flows.parameters import Source as SourceName
 from flows.pools import cluster_of_flow_run, pools_of_flow_run, site_of_flow_run
 from flows.records import await_predecessor, end_record, has_result, name_record, new_job
+from flows.staging import reachable
 from flows.stopping import Pausing, RunCancelled, result_of_task, watched
 from infra.pools import PoolTaskRunner
 from tasks.assemble import assemble
@@ -56,7 +58,7 @@ from tasks.publish import publish
 from tasks.receipt import clear_away, find_published, published
 from tasks.request import UpscaleRequest, check_request, check_scratch, check_settings, scratch_folder
 from tasks.scratch import note_job, own_job
-from tasks.stage import Source, held, look_at, on_mount, stage, staging_note
+from tasks.stage import Source, look_at, staging_note
 from tasks.store.address import uri_of
 from tasks.store.settings import StoreSettings
 from tasks.track import JobTracker, describe, tracked
@@ -261,27 +263,24 @@ def _staged(
         Its path.
     """
     tracker.reach(JobState.STAGING)
-    if not source.is_stored:
-        yield source.uri
-        return
-    destination = destination_of(request.destination, store)
-    destination.check(None, overwrite=request.overwrite or find_published(Path(request.scratch or ""), destination))
-    if (visible := on_mount(source, store)) is not None:
-        get_run_logger().info("%s is visible at %s and is not copied", source.uri, visible)
-        yield str(visible)
-        return
-    began, scratch = time.monotonic(), Path(request.scratch or "")
-    with held(source, scratch, tracker.record.job_id):
-        future = stage.submit(source, str(scratch), store)
+    scratch = Path(request.scratch or "")
+    if source.is_stored:
+        destination = destination_of(request.destination, store)
+        destination.check(None, overwrite=request.overwrite or find_published(scratch, destination))
+    began = time.monotonic()
 
-        def told(done: int, total: int) -> None:
-            staging = replace(STAGING, bytes_done=done, bytes_total=total)
-            tell(staging)
-            progress.show(staging)
+    def told(done: int, total: int) -> None:
+        staging = replace(STAGING, bytes_done=done, bytes_total=total)
+        tell(staging)
+        progress.show(staging)
 
+    def staged(future: PrefectFuture[Any]) -> str:
         watch_transfer(future, TransferNote(staging_note(source, scratch)), told)
-        path = future.result()
+        path = str(future.result())
         tracker.phase_took("stage", time.monotonic() - began)
+        return path
+
+    with reachable(source, scratch, store, tracker.record.job_id, staged) as path:
         yield path
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any, Final
 
 import httpx
 
+from tests.ports import free_port
 from tests.waiting import eventually
 
 CHECKOUT: Final = Path(__file__).parents[1]
@@ -63,9 +63,7 @@ def running_installation(folder: Path, **environment: str) -> Iterator[Installat
         folder: An empty folder for everything.
         environment: More variables, such as shorter intervals.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "SUPERRES_"))}
     place = Installation(f"http://127.0.0.1:{port}", folder / "home", folder / "scratch", folder / "ui.log")
     variables = {"SUPERRES_HOME": str(place.home), "SUPERRES_SCRATCH": str(place.scratch)}

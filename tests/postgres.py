@@ -17,6 +17,7 @@ from typing import Any, Final
 import pytest
 
 from infra import debian
+from tests.ports import free_port
 from tests.waiting import eventually
 
 #: PostgreSQL does not run as root.
@@ -32,9 +33,7 @@ def running_postgres() -> Iterator[str]:
     if os.geteuid() == 0:
         entry = pwd.getpwnam(_USER)
         as_user = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     # Not below the folder of the test, which the other user may not enter.
     with tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as name:
         folder = Path(name)

@@ -5,7 +5,6 @@ A page is Markdown that the Prefect server keeps, so what is on it is bounded, w
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -25,6 +24,7 @@ from tasks.destinations import Output
 from tasks.encode import is_encoded
 from tasks.errors import SuperResolutionError
 from tasks.ledger.record import JobError
+from tasks.media.pictures import data_uri
 from tasks.plan import Plan
 
 #: Rows of the table of chunks.
@@ -251,8 +251,7 @@ def _timeline(reports: Sequence[StageReport]) -> list[str]:
     svg = draw_small_timeline(done, _TIMELINE_BYTES) if done else None
     if svg is None:
         return []
-    encoded = base64.b64encode(svg.encode()).decode()
-    return ["## Who worked on which chunk", f"![timeline](data:image/svg+xml;base64,{encoded})"]
+    return ["## Who worked on which chunk", f"![timeline]({data_uri(svg.encode(), 'svg+xml')})"]
 
 
 def _kept(story: Story) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeAlias
 
 from tasks.errors import SettingsError
@@ -39,3 +41,19 @@ def add_site(parser: Parser) -> None:
 def print_json(record: dict[str, Any]) -> None:
     """Print one JSON object on a line of its own."""
     print(json.dumps(record), flush=True)
+
+
+@contextmanager
+def refused(program: str) -> Iterator[None]:
+    """Report options that a form does not take as the one-line error that every other mistake gives.
+
+    Args:
+        program: Whose help says what it takes.
+    """
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SettingsError(f"{first['loc'][-1]}: {first['msg']}", f"See {program} --help") from error

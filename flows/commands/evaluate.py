@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from flows.commands.common import Commands, print_json
-from tasks.errors import SettingsError, SuperResolutionError
+from flows.commands.common import Commands, print_json, refused
+from tasks.errors import SuperResolutionError
 from tasks.store.address import parse, uri_of
 
 if TYPE_CHECKING:
@@ -66,17 +66,12 @@ def add_to(commands: Commands) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from pydantic import ValidationError
-
     from flows.parameters import EvaluateOptions
     from tasks.errors import EvaluationError
 
     names = ("mode", "scale", "seconds", "crf", "precision", "folder", "pools", "scratch", "store")
-    try:
+    with refused("superres evaluate"):
         options = EvaluateOptions(**{name: getattr(arguments, name) for name in names})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SettingsError(f"{first['loc'][-1]}: {first['msg']}", "See superres evaluate --help") from error
     models = [name for name in arguments.models.split(",") if name]
     clips = [uri_of(clip) for clip in arguments.clips]
     _refuse_early(clips, models, options)

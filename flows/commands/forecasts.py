@@ -7,7 +7,7 @@ import os
 from contextlib import ExitStack
 from typing import Any
 
-from flows.commands.common import Commands, Parser, add_site, print_json
+from flows.commands.common import Commands, Parser, add_site, print_json, refused
 from tasks.errors import SettingsError
 from tasks.store.address import parse
 
@@ -119,23 +119,18 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _preview(arguments: argparse.Namespace) -> None:
-    from pydantic import ValidationError
-
     from flows.parameters import PreviewOptions, model_fields
     from flows.preview_checks import check_folder, check_models, pictures_folder
 
     models = [model_fields(name.strip()) for name in arguments.models.split(",") if name.strip()]
     names = ("excerpts", "seconds", "frames", "precision", "encoder", "folder", "pools", "scratch", "store", "ledger")
     given = {name: getattr(arguments, name) for name in (*names, "scale", "height")}
-    try:
+    with refused("superres preview"):
         options = PreviewOptions(
             models=[fields["model"] for fields in models if "weights" not in fields],
             weights=[fields["weights"] for fields in models if "weights" in fields],
             **{name: value for name, value in given.items() if value is not None},
         )
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SettingsError(f"{first['loc'][-1]}: {first['msg']}", "See superres preview --help") from error
     if not parse(arguments.source):  # Before anything heavy is loaded; the flow does it again.
         check_models(arguments.source, options)
     check_folder(pictures_folder(options, "", ""))

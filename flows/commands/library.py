@@ -8,7 +8,7 @@ import sys
 from contextlib import ExitStack
 from typing import Any, Final
 
-from flows.commands.common import Commands, add_site, print_json
+from flows.commands.common import Commands, add_site, print_json, refused
 from tasks.errors import SettingsError
 from tasks.store.address import parse, split
 
@@ -77,21 +77,16 @@ def _library(arguments: argparse.Namespace) -> None:
     from flows.working_place import working_place
 
     with working_place(arguments.pools):
-        from pydantic import ValidationError
-
         from flows.parameters import UpscaleOptions, model_fields
         from flows.upscale_library import LibraryOptions, upscale_library
 
         names = ("scale", "height", "encoder", "container", "pools", "scratch", "store", "ledger")
         given: dict[str, Any] = {name: getattr(arguments, name) for name in names}
-        try:
+        with refused("superres library"):
             options = LibraryOptions(
                 upscale=UpscaleOptions(**given, **model_fields(arguments.model)),
                 **{name: getattr(arguments, name) for name in ("parallel", "limit", "retry_failed")},
             )
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise SettingsError(f"{first['loc'][-1]}: {first['msg']}", "See superres library --help") from error
         failure, rows = None, []
         try:
             rows = upscale_library(arguments.source, arguments.destination, options)["rows"]

@@ -127,6 +127,11 @@ def side_by_side(panels: Sequence[tuple[str, NDArray[np.uint8]]], quality: int =
         quality = max(_WORST_QUALITY, quality - _QUALITY_STEP)
 
 
-def data_uri(jpeg: bytes) -> str:
-    """A JPEG as an address that holds the picture itself, for Markdown and HTML."""
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+def data_uri(picture: bytes, kind: str = "jpeg") -> str:
+    """A picture as an address that holds it, for Markdown and HTML.
+
+    Args:
+        picture: Content of the file.
+        kind: What follows `image/` in its media type.
+    """
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"

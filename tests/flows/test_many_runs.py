@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import httpx
 import pytest
 
 from tests.flows.libraries import make_clip
+from tests.ports import free_port
 from tests.postgres import running_postgres
 from tests.waiting import eventually
 
@@ -30,9 +30,7 @@ ANSWER: Final = 30.0
 @contextmanager
 def running_server(folder: Path, database: str) -> Iterator[tuple[str, Path]]:
     """A whole server, with all its services, as an administrator starts it; gives its address and its log."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment |= {
         "PREFECT_HOME": str(folder),

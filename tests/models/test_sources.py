@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import socket
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,6 +20,7 @@ from tasks.errors import ModelError, SettingsError
 from tasks.models import weights
 from tasks.models.cards import ModelCard
 from tests.models.servers import CONTENT, FileServer, Proxy
+from tests.ports import free_port
 
 HALF = len(CONTENT) // 2
 OTHER = bytes(len(CONTENT))
@@ -57,11 +57,6 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         store.put_object(Bucket="models", Key="some/weights.pth", Body=CONTENT)
         yield f"http://{host}:{port}"
     server.stop()
-
-
-def unused_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return found.getsockname()[1]
 
 
 def test_a_folder(
@@ -128,7 +123,7 @@ def server_with_another_file(_: str, second_server: FileServer) -> str:
 
 
 def nobody(_: str, __: FileServer) -> str:
-    return f"http://127.0.0.1:{unused_port()}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 def bucket_without_the_file(_: str, __: FileServer) -> str:
@@ -181,7 +176,7 @@ def test_a_mirror_that_does_not_help(
 def test_an_s3_that_cannot_be_reached(
     s3: str, folder: Path, server: FileServer, remote_card: ModelCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused_port()}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("SUPERRES_MODEL_MIRROR", "s3://models/some")
     assert weights.fetch(remote_card).read_bytes() == CONTENT
     assert server.requested == [None]
