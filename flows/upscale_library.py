@@ -11,6 +11,7 @@ Blocks: pools, media store and job ledger, as the options of `upscale-video` nam
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections import Counter, defaultdict
@@ -50,6 +51,10 @@ from tasks.store.settings import StoreSettings
 
 #: Failures that the same source with the same settings meets again.
 _LASTING: Final = ("source", "unsupported-source", "frame", "settings")
+
+#: Videos after which garbage is collected. What clients of servers leave is in cycles: little for Python, which waits
+#: for more of it, and much in what it holds, such as TLS contexts and buffers.
+_COLLECT_EVERY: Final = 20
 
 #: Rows of the table in the UI.
 _TABLE_ROWS: Final = 1000
@@ -124,6 +129,8 @@ def upscale_library(
         stack.enter_context(temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}))
         for row in stack.enter_context(closing(_side_by_side(sweep.upscale, find_videos(store, source), options))):
             rows.append(row)
+            if len(rows) % _COLLECT_EVERY == 0:
+                gc.collect()
             if row.outcome == "failed":
                 logger.warning("%s: %s", row.video, row.reason)
     counts = Counter(row.outcome for row in rows)

@@ -58,6 +58,9 @@ SCHEDULER_CONFIG: Final[dict[str, Any]] = {
     "distributed.admin.system-monitor.interval": "5s",
     "distributed.admin.system-monitor.disk": False,
     "distributed.diagnostics.nvml": False,
+    # What was computed and in which steps, which nobody reads here, is kept by number: thousands of task runs of it.
+    "distributed.diagnostics.computations.max-history": 1,
+    "distributed.admin.low-level-log-length": 100,
 }
 
 #: Workers of a pool that may fail to start, one after the other, before its tasks fail.

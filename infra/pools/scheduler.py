@@ -9,10 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+import dask
 from distributed import Scheduler
 from distributed.scheduler import TaskState, WorkerState
 
 from infra.pools.dispatch import Dispatcher
+
+#: How long the events of a client that has gone are kept. Dask's hour is for people who look at them; here each flow
+#: run is a client, and a sweep of a library has thousands.
+_EVENTS_KEPT: Final = {"distributed.scheduler.events-cleanup-delay": "1s"}
 
 #: Name of the messages from workers.
 DEVICE_MESSAGE: Final = "pool-device"
@@ -60,6 +65,11 @@ class PoolScheduler(Scheduler):
         state = self.workers.get(worker) if isinstance(worker, str) else worker
         if state is not None:
             self._status_changed(state.name)
+
+    def remove_client(self, client: str, stimulus_id: str | None = None) -> None:
+        """Forget a client, and soon what it did."""
+        with dask.config.set(_EVENTS_KEPT):
+            super().remove_client(client, stimulus_id)
 
     async def remove_worker(self, address: str, **options: Any) -> Any:
         """Forget a worker; note which of its tasks had nothing to do with its end."""

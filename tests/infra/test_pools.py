@@ -254,6 +254,12 @@ class TestScaling:
         ):
             client.submit(time.sleep, 0, resources={"gpu": 1}, pure=False).result(120)
 
+    def test_what_a_flow_run_did_is_forgotten_with_it(self, pools: PooledCluster) -> None:
+        with Client(pools, set_as_default=False) as client:
+            client.submit(time.sleep, 0, resources={"cpu": 1}, pure=False).result(60)
+            assert pools.scheduler.get_events(client.id)
+        eventually(lambda: not pools.scheduler.get_events(client.id))
+
     def test_size_cannot_be_set_by_hand(self, pools: PooledCluster) -> None:
         with pytest.raises(PoolError):
             pools.scale(3)
