@@ -73,13 +73,14 @@ class Site:
         lustre_client_group: Security group that may mount it; all nodes get it.
         artifacts_bucket: Bucket that holds the bootstrap scripts, and that ParallelCluster keeps its own files in.
         release: Name of the environment below `/fsx/envs`, made once by `bootstrap/build_environment.sh`.
-        worker_settings_secret: ARN of the secret with `/etc/superres/environment` (deployments/systemd); login nodes run
-            no Prefect worker without it.
+        worker_settings_secret: ARN of the secret with `/etc/superres/environment` (deployments/systemd); without it login
+            nodes run no Prefect worker.
         work_queue: Queue of the Prefect work pool `slurm` that this cluster's workers look at.
         blocks: Address (`s3://...`) of a TOML file with more blocks of the site, such as its store; empty for none.
         accounting: Database for Slurm's accounting.
         api_client_group: Security group that may reach the Prefect API; login and compute nodes get it.
-        policies: ARNs of more IAM policies for login and compute nodes: buckets, ledger, metrics, settings secret.
+        policies: ARNs of more IAM policies for login and compute nodes: buckets, ledger, metrics, settings secret. One of
+            them lets nodes read `bootstrap/*` in the artifacts bucket: for login nodes ParallelCluster has no setting.
         head_policies: The same for the head node.
         custom_ami: Image for all nodes instead of ParallelCluster's own.
         munge_secret: ARN of the secret with Slurm's key; without one each cluster makes its own.
@@ -280,7 +281,7 @@ def _login_pool(letter: str, subnet: str, site: Site, queues: str) -> dict[str, 
         "Ssh": dict(_NOBODY),
         "Networking": {"SubnetIds": [subnet], "AdditionalSecurityGroups": _worker_groups(site)},
         "CustomActions": {"OnNodeConfigured": actions["OnNodeConfigured"]},
-        "Iam": _permissions(site, site.policies),
+        "Iam": {"AdditionalIamPolicies": _permissions(site, site.policies)["AdditionalIamPolicies"]},
     }
 
 
