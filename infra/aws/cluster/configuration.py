@@ -1,7 +1,7 @@
 """The configuration of a cluster, as `pcluster create-cluster` and its CloudFormation resource take it.
 
 Compute is at zero instances until jobs wait. Nodes are reached through Systems Manager alone. Storage and databases
-belong to the site and outlive every cluster: a second cluster in another zone, with the same site, is the standby of the
+belong to the site and outlive every cluster: a second one in another zone, with the same site, is the standby of the
 first and the way to a new version (docs/aws/upgrades.md).
 """
 
