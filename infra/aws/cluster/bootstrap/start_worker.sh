@@ -22,7 +22,9 @@ fail() { echo "start_worker: error: $*" >&2; exit 1; }
     fail "/fsx/envs/$release is not complete. Make it: build_environment.sh $release SOURCE"
 python=$environment/.venv/bin/python
 
-# Readable by the worker alone: it holds passwords.
+# Readable by the worker alone: it holds passwords. What is incomplete does not stay.
+unit=$root/etc/systemd/system/superres-worker.service
+trap 'rm -f "$settings/.environment" "$settings/.blocks.toml" "$unit.new"' EXIT
 install -d -o 0 -g 4200 -m 0750 "$settings"
 umask 027
 "$python" - "$region" "$secret" >"$settings/.environment" <<'PYTHON' || fail "cannot read the secret $secret. May this node?"
@@ -52,7 +54,6 @@ mv "$settings/.environment" "$settings/environment"
 mv "$settings/.blocks.toml" "$settings/blocks.toml"
 
 # The unit of the project, in the folder of the release: when the link moves on, the worker does not.
-unit=$root/etc/systemd/system/superres-worker.service
 mkdir -p "$(dirname "$unit")"
 sed -e "s|/opt/superres|/fsx/envs/$release|g" \
     -e "s|--blocks /etc/superres/blocks.toml|& --work-queue $work_queue --if-new|" \
