@@ -22,9 +22,10 @@ ARG PIP_NO_INDEX
 WORKDIR /opt/superres
 COPY pyproject.toml README.md LICENSE ./
 COPY infra/images/worker.lock infra/images/sbom.lock /build/
-# The CPU build of torch has an index of its own.
+# The CPU build of torch has an index of its own; a mirror that is named is expected to have it.
 RUN python3 -m venv .venv \
-    && if [ "$TORCH" = cpu ]; then export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu; fi \
+    && if [ "$TORCH" = cpu ] && [ -z "$PIP_INDEX_URL$PIP_FIND_LINKS" ]; then \
+        export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu; fi \
     && .venv/bin/pip install --no-cache-dir "$(sed -n 's/^ *"\(torch==[^"]*\)",$/\1/p' pyproject.toml)" \
     && .venv/bin/pip install --no-cache-dir --no-deps --requirement /build/worker.lock \
     && python3 -m venv /build/sbom \
