@@ -262,3 +262,9 @@ def test_the_description_can_be_made_small() -> None:
     small = PRODUCTION.slurm_description(nodes=2)
     assert isinstance(small, SlurmDescription)
     assert {partition.nodes for partition in small.partitions} == {2}
+
+
+def test_needs_nothing_but_python() -> None:
+    # The stacks around a cluster import it in an environment of their own.
+    command = [sys.executable, "-S", "-c", "import infra.aws.cluster"]
+    subprocess.run(command, cwd=CHECKOUT, env={"PYTHONPATH": str(CHECKOUT)}, check=True)
