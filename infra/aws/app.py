@@ -34,8 +34,12 @@ from infra.aws.stacks.storage import StorageStack
 _CDK: Final = Path(__file__).with_name("cdk.json")
 
 
-def installation(app: App, profile: Profile) -> None:
-    """Add the stacks of a profile to an app, each after those that it builds on."""
+def installation(app: App, profile: Profile) -> dict[str, str]:
+    """Add the stacks of a profile to an app, each after those that it builds on.
+
+    Returns:
+        Names under which stacks export what acknowledged findings are about.
+    """
     # The account is whoever's credentials deploy; the templates are the same for all.
     options = {"env": Environment(region=profile.region), "termination_protection": profile.keep_data}
 
@@ -61,6 +65,13 @@ def installation(app: App, profile: Profile) -> None:
     )
     Tags.of(app).add("project", "superres")
     Tags.of(app).add("profile", profile.name)
+    shared = {
+        "ledger": (data, data.ledger.table_arn),
+        "inputs": (storage, storage.inputs.bucket_arn),
+        "outputs": (storage, storage.outputs.bucket_arn),
+        "artifacts": (storage, storage.artifacts.bucket_arn),
+    }
+    return {key: stack.resolve(stack.export_value(arn))["Fn::ImportValue"] for key, (stack, arn) in shared.items()}
 
 
 def main(arguments: list[str]) -> None:
@@ -71,9 +82,9 @@ def main(arguments: list[str]) -> None:
     name = name or app.node.try_get_context("profile") or "dev"
     if name not in PROFILES:
         raise SystemExit(f"there is no profile {name!r}; there are: {', '.join(PROFILES)}")
-    installation(app, PROFILES[name])
+    exports = installation(app, PROFILES[name])
     Validations.of(app).add_plugins(AwsSolutionsChecks(app), NIST80053R5Checks(app))
-    acknowledge(app)
+    acknowledge(app, exports)
     app.synth()
 
 

@@ -12,7 +12,6 @@ from aws_cdk import aws_cloudwatch_actions as alarm_actions
 from aws_cdk import aws_codedeploy as codedeploy
 from aws_cdk import aws_events as events
 from aws_cdk import aws_events_targets as targets
-from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as functions
 from aws_cdk import aws_lambda_event_sources as sources
 from aws_cdk import aws_logs as logs
@@ -117,6 +116,7 @@ class EventsStack(Stack):
             "lambda.amazonaws.com",
             [
                 allow(["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"], [self.queue.queue_arn]),
+                allow(["sqs:SendMessage"], [self.dead.queue_arn]),
                 allow(["secretsmanager:GetSecretValue"], [secret.secret_arn]),
                 allow(["logs:CreateLogStream", "logs:PutLogEvents"], [group.log_group_arn]),
                 # Neither has a resource: what connects a function to a network, and traces.
@@ -137,6 +137,7 @@ class EventsStack(Stack):
             handler="handler.handler",
             timeout=_TIMEOUT,
             memory_size=256,
+            dead_letter_queue=self.dead,  # Of events that somebody gives it without the queue.
             reserved_concurrent_executions=2 * _SIDE_BY_SIDE,
             vpc=network.vpc,
             vpc_subnets=network.nodes,
@@ -169,12 +170,16 @@ class EventsStack(Stack):
             treat_missing_data=cloudwatch.TreatMissingData.NOT_BREACHING,
         )
         failing.add_alarm_action(alarm_actions.SnsAction(security.alarms))
-        role = iam.Role(
+        role = service_role(
             self,
             "RolloutRole",
-            assumed_by=iam.ServicePrincipal("codedeploy.amazonaws.com"),
-            managed_policies=[
-                iam.ManagedPolicy.from_aws_managed_policy_name("service-role/AWSCodeDeployRoleForLambdaLimited")
+            "codedeploy.amazonaws.com",
+            [
+                allow(
+                    ["lambda:GetAlias", "lambda:UpdateAlias", "lambda:GetProvisionedConcurrencyConfig"],
+                    [alias.lambda_.function_arn, alias.function_arn],
+                ),
+                allow(["cloudwatch:DescribeAlarms"], [failing.alarm_arn]),
             ],
         )
         codedeploy.LambdaDeploymentGroup(
@@ -184,5 +189,5 @@ class EventsStack(Stack):
             deployment_config=codedeploy.LambdaDeploymentConfig.CANARY_10_PERCENT_5_MINUTES,
             alarms=[failing],
             auto_rollback=codedeploy.AutoRollbackConfig(failed_deployment=True, deployment_in_alarm=True),
-            role=role.without_policy_updates(),
+            role=role,
         )
