@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from aws_cdk import Acknowledgment, App, Stack, Validations
+if TYPE_CHECKING:
+    from aws_cdk import App
 
 _AT_START: Final = (
-    "Read once, when a server starts, which would be cut off by a password that changes by itself. It is changed by hand,"
-    " with a new start after it: docs/aws/security.md"
+    "Read once, when a server starts: one that changed by itself would cut it off. It is changed by hand, with a new"
+    " start after it"
 )
 _OBJECTS: Final = "All objects of one folder of one bucket: their names are those of videos"
 _INDEXES: Final = "All indexes of one table, which hold the same records"
@@ -74,7 +75,7 @@ FINDINGS: Final = (
         "AWSBackupServiceRolePolicyForBackup]",
         "What AWS Backup needs changes with the service; the role backs up two databases and a table",
     ),
-    Finding("Data", "Accounting/Resource", "AwsSolutions-RDS14", "Aurora MySQL 3 with serverless instances has no backtrack"),
+    Finding("Data", "Accounting/Resource", "AwsSolutions-RDS14", "Aurora MySQL 3 has no backtrack"),
     *(
         Finding(
             "Data",
@@ -146,11 +147,13 @@ def acknowledge(app: App, exports: Mapping[str, str]) -> None:
         app: With all its stacks.
         exports: Names under which stacks export what the placeholders of findings stand for.
     """
+    from aws_cdk import Acknowledgment, Stack, Validations  # Here: the list is also read where there is no CDK.
+
     stacks = {each.stack_name.rpartition("-")[2]: each for each in app.node.children if isinstance(each, Stack)}
     for finding in FINDINGS:
         construct = stacks[finding.stack]
         for part in finding.path.split("/"):
-            construct = construct.node.try_find_child(part) if construct else None  # type: ignore[assignment]
+            construct = construct.node.try_find_child(part) if construct else None
         if construct is None:
             continue
         rule = finding.rule.format_map(exports) if "{" in finding.rule else finding.rule

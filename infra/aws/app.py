@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from aws_cdk import App, Environment, Tags, Validations
+from aws_cdk import App, Environment, Stack, Tags, Validations
 from cdk_nag import AwsSolutionsChecks, NIST80053R5Checks
 
 from infra.aws.acknowledgements import acknowledge
@@ -65,7 +65,7 @@ def installation(app: App, profile: Profile) -> dict[str, str]:
     )
     Tags.of(app).add("project", "superres")
     Tags.of(app).add("profile", profile.name)
-    shared = {
+    shared: dict[str, tuple[Stack, str]] = {
         "ledger": (data, data.ledger.table_arn),
         "inputs": (storage, storage.inputs.bucket_arn),
         "outputs": (storage, storage.outputs.bucket_arn),

@@ -1,4 +1,4 @@
-"""How large an installation is, and of which versions, beside those of the cluster: `DEV` and `PROD`. Everything that differs between two is here."""
+"""How large an installation is, and of which versions beside those of the cluster: all that two can differ in."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Profile:
         cidr: Addresses of the network.
         operators: Networks from which the UI and the portal may be reached, through a VPN or Direct Connect.
         nat_gateways: Ways out to the internet; with fewer than zones, one zone's loss can cut off the others.
-        endpoints: Services that are reached without the internet, beside S3 and DynamoDB, which cost nothing. Each costs
-            per hour and zone.
+        endpoints: Services that are reached without the internet, beside S3 and DynamoDB, which cost nothing. Each
+            costs per hour and zone.
         lustre_gib: Size of scratch: 1200, or a multiple of 2400.
         lustre_throughput: MB/s per TiB: 125, 250, 500 or 1000.
         api_servers: Prefect API servers; more than one needs the cache.

@@ -92,11 +92,9 @@ class AuditStack(Stack):
                 cloudtrail.CfnTrail.EventSelectorProperty(
                     include_management_events=True,
                     read_write_type="All",
-                    data_resources=[
-                        cloudtrail.CfnTrail.DataResourceProperty(type="AWS::S3::Object", values=objects)
-                    ],
+                    data_resources=[cloudtrail.CfnTrail.DataResourceProperty(type="AWS::S3::Object", values=objects)],
                 )
             ],
         )
         assert bucket.policy is not None
-        trail.node.add_dependency(bucket.policy, role)
+        trail.node.add_dependency(bucket.policy)

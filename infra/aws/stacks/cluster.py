@@ -1,4 +1,4 @@
-"""The cluster: ParallelCluster's own resource, with the configuration of `infra.aws.cluster`; with a standby if wanted."""
+"""The cluster, with a standby if wanted: ParallelCluster's own resource, configured by `infra.aws.cluster`."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class ClusterStack(Stack):
         ))  # fmt: skip
 
     def _provider(self, policies: list[iam.ManagedPolicy]) -> CfnStack:
-        """ParallelCluster as a resource of CloudFormation: a function of AWS with rights of its own, and a few of ours."""
+        """ParallelCluster as a resource of CloudFormation: a function of AWS with its own rights, and a few of ours."""
         artifacts = self._storage.artifacts
         ours = iam.ManagedPolicy(
             self,
@@ -117,11 +117,22 @@ class ClusterStack(Stack):
                     ArnEquals={"iam:PolicyARN": [policy.managed_policy_arn for policy in policies]},
                 ),
                 allow(
-                    ["s3:ListBucket", "s3:GetBucketLocation", "s3:GetBucketVersioning", "s3:GetEncryptionConfiguration"],
+                    [
+                        "s3:ListBucket",
+                        "s3:GetBucketLocation",
+                        "s3:GetBucketVersioning",
+                        "s3:GetEncryptionConfiguration",
+                    ],
                     [artifacts.bucket_arn],
                 ),
                 allow(
-                    ["s3:GetObject", "s3:GetObjectVersion", "s3:PutObject", "s3:DeleteObject", "s3:DeleteObjectVersion"],
+                    [
+                        "s3:GetObject",
+                        "s3:GetObjectVersion",
+                        "s3:PutObject",
+                        "s3:DeleteObject",
+                        "s3:DeleteObjectVersion",
+                    ],
                     [artifacts.arn_for_objects("parallelcluster/*"), artifacts.arn_for_objects(_SCRIPTS)],
                 ),
                 allow(["secretsmanager:DescribeSecret"], [self._data.accounting_secret.secret_arn]),

@@ -87,7 +87,9 @@ class DataStack(Stack):
         )
         self.accounting = self._database(
             "Accounting",
-            rds.DatabaseClusterEngine.aurora_mysql(version=rds.AuroraMysqlEngineVersion.of(f"8.0.mysql_aurora.{MYSQL}")),
+            rds.DatabaseClusterEngine.aurora_mysql(
+                version=rds.AuroraMysqlEngineVersion.of(f"8.0.mysql_aurora.{MYSQL}")
+            ),
             "slurm",
             rds.Credentials.from_password("slurm", self.accounting_secret.secret_value),
             network.accounting,
@@ -104,7 +106,8 @@ class DataStack(Stack):
                 "innodb_lock_wait_timeout": "900",
             },
         )
-        self.cache_host, self.cache_secret = "", None
+        self.cache_host = ""
+        self.cache_secret: secretsmanager.Secret | None = None
         if profile.has_cache:
             self._add_cache()
         self._back_up()
@@ -251,9 +254,7 @@ class DataStack(Stack):
             "BackupRole",
             assumed_by=iam.ServicePrincipal("backup.amazonaws.com"),
             managed_policies=[
-                iam.ManagedPolicy.from_aws_managed_policy_name(
-                    "service-role/AWSBackupServiceRolePolicyForBackup"
-                )
+                iam.ManagedPolicy.from_aws_managed_policy_name("service-role/AWSBackupServiceRolePolicyForBackup")
             ],
         )
         plan.add_selection(
@@ -269,4 +270,3 @@ class DataStack(Stack):
 def local_secret(scope: Construct, name: str, secret: secretsmanager.ISecret) -> secretsmanager.ISecret:
     """A secret of another stack, of which only the ARN is known here; see `roles.local_key`."""
     return secretsmanager.Secret.from_secret_complete_arn(scope, name, secret.secret_arn)
-

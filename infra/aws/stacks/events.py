@@ -79,7 +79,10 @@ class EventsStack(Stack):
             event_pattern=events.EventPattern(
                 source=["aws.s3"],
                 detail_type=["Object Created"],
-                detail={"bucket": {"name": [storage.inputs.bucket_name]}, "object": {"key": [{"prefix": f"{UPLOADS}/"}]}},
+                detail={
+                    "bucket": {"name": [storage.inputs.bucket_name]},
+                    "object": {"key": [{"prefix": f"{UPLOADS}/"}]},
+                },
             ),
             targets=[targets.SqsQueue(self.queue, dead_letter_queue=self.dead)],
         )

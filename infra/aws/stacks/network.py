@@ -40,9 +40,7 @@ class NetworkStack(Stack):
         lustre_clients: Nodes that mount scratch.
     """
 
-    def __init__(
-        self, scope: Construct, name: str, profile: Profile, security: SecurityStack, **options: Any
-    ) -> None:
+    def __init__(self, scope: Construct, name: str, profile: Profile, security: SecurityStack, **options: Any) -> None:
         super().__init__(scope, name, **options)
         self.vpc = ec2.Vpc(
             self,
@@ -54,9 +52,7 @@ class NetworkStack(Stack):
                 ec2.SubnetConfiguration(
                     name="Nat", subnet_type=ec2.SubnetType.PUBLIC, cidr_mask=28, map_public_ip_on_launch=False
                 ),
-                ec2.SubnetConfiguration(
-                    name="Nodes", subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS, cidr_mask=20
-                ),
+                ec2.SubnetConfiguration(name="Nodes", subnet_type=ec2.SubnetType.PRIVATE_WITH_EGRESS, cidr_mask=20),
                 ec2.SubnetConfiguration(name="Data", subnet_type=ec2.SubnetType.PRIVATE_ISOLATED, cidr_mask=24),
             ],
             restrict_default_security_group=False,  # It takes a function to do it; nothing uses that group.
@@ -77,22 +73,18 @@ class NetworkStack(Stack):
             removal_policy=RemovalPolicy.RETAIN if profile.keep_data else RemovalPolicy.DESTROY,
         )
         writing = ["logs:CreateLogStream", "logs:PutLogEvents", "logs:DescribeLogStreams"]
-        role = service_role(
-            self, "FlowRole", "vpc-flow-logs.amazonaws.com", [allow(writing, [group.log_group_arn])]
-        )
+        role = service_role(self, "FlowRole", "vpc-flow-logs.amazonaws.com", [allow(writing, [group.log_group_arn])])
         self.vpc.add_flow_log("FlowLog", destination=ec2.FlowLogDestination.to_cloud_watch_logs(group, role))
 
     def _group(self, name: str, description: str, *, goes_out: bool) -> ec2.SecurityGroup:
-        return ec2.SecurityGroup(
-            self, name, vpc=self.vpc, description=description, allow_all_outbound=goes_out
-        )
+        return ec2.SecurityGroup(self, name, vpc=self.vpc, description=description, allow_all_outbound=goes_out)
 
     def known(self, scope: Construct, group: ec2.SecurityGroup) -> ec2.ISecurityGroup:
         """A group as another stack sees it, which adds no rules: all of them are here."""
         identity = f"{group.node.id}Group"
         found = scope.node.try_find_child(identity)
         if found is not None:
-            return found  # type: ignore[return-value]
+            return found
         return ec2.SecurityGroup.from_security_group_id(scope, identity, group.security_group_id, mutable=False)
 
     def _add_groups(self, profile: Profile) -> None:

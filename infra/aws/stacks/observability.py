@@ -49,6 +49,7 @@ class ObservabilityStack(Stack):
         **options: Any,
     ) -> None:
         super().__init__(scope, name, **options)
+        self._topic = security.alarms
         self._tell = alarm_actions.SnsAction(security.alarms)
         free = cloudwatch.Metric(
             namespace="AWS/FSx",
@@ -83,14 +84,20 @@ class ObservabilityStack(Stack):
             "NoJobEnds",
             _metric("JobsPublished", "SampleCount", Duration.hours(1)),
             1,
-            f"No job has ended for {_SILENT_HOURS} hours, not even the flight check: are jobs stuck, or is the worker away?",
+            f"No job ended for {_SILENT_HOURS} hours, not even the flight check: are jobs stuck, is the worker away?",
             below=True,
             periods=_SILENT_HOURS,
             missing=cloudwatch.TreatMissingData.BREACHING,
         )
         self._waiting_alarm()
-        self._alarm("UploadsWait", age, 900, "Uploads wait for a run: is the Prefect API away? The handler's log says", periods=2)
-        self._alarm("UploadsDead", dead, 1, "Uploads without a run: read the messages of the dead-letter queue, then redrive it")
+        self._alarm(
+            "UploadsWait",
+            age,
+            900,
+            "Uploads wait for a run: see the log of the event handler",
+            periods=2,
+        )
+        self._alarm("UploadsDead", dead, 1, "Uploads without a run: read the dead-letter queue, then redrive it")
         self._alarm(
             "ScratchFull",
             free,
@@ -103,7 +110,7 @@ class ObservabilityStack(Stack):
             "NodesDoNotStart",
             starts,
             3,
-            "Nodes do not start; after ten in a row their queue is stopped (protected mode). See the cluster's dashboard",
+            "Nodes do not start; after ten in a row their queue is stopped (protected mode)",
         )
         self._alarm("ApiDown", healthy, 1, "No Prefect API server is healthy", below=True, periods=3)
         for title, database in (("Prefect", data.prefect), ("Accounting", data.accounting)):
@@ -145,14 +152,14 @@ class ObservabilityStack(Stack):
         alarm = cloudwatch.CfnAlarm(
             self,
             "ChunksWait",
-            alarm_description=f"A chunk waited {_WAIT_MINUTES} minutes for a worker: is there capacity, does the queue start nodes?",
+            alarm_description=f"A chunk waited {_WAIT_MINUTES} minutes for a worker: do nodes start?",
             metrics=[cloudwatch.CfnAlarm.MetricDataQueryProperty(id="wait", expression=query, period=300)],
             threshold=60 * _WAIT_MINUTES,
             evaluation_periods=1,
             comparison_operator="GreaterThanOrEqualToThreshold",
             treat_missing_data="notBreaching",
         )
-        alarm.alarm_actions = [self._tell.bind(self, alarm).alarm_action_arn]  # type: ignore[arg-type]
+        alarm.alarm_actions = [self._topic.topic_arn]
 
     def _add_dashboard(self, profile: Profile, *operations: list[cloudwatch.IMetric]) -> None:
         hour, five = Duration.hours(1), Duration.minutes(5)

@@ -1,4 +1,4 @@
-"""Prefect on Fargate: the UI and the portal for people who sign in with Cognito, the API for nodes and event handlers."""
+"""Prefect on Fargate: UI and portal for people who sign in with Cognito, the API for nodes and event handlers."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class OrchestratorStack(Stack):
         self._cluster = ecs.Cluster(
             self, "Servers", vpc=network.vpc, container_insights_v2=ecs.ContainerInsights.ENABLED
         )
-        self.balancer = self._balancer(storage)
+        self.balancer = self._add_balancer(storage)
         self._add_firewall()
         self._add_services(acm.Certificate.from_certificate_arn(self, "Certificate", certificate))
         CfnOutput(self, "ApiUrl", value=self.api_url)
@@ -173,7 +173,7 @@ class OrchestratorStack(Stack):
 
     # Who comes in.
 
-    def _balancer(self, storage: StorageStack) -> elb.ApplicationLoadBalancer:
+    def _add_balancer(self, storage: StorageStack) -> elb.ApplicationLoadBalancer:
         balancer = elb.ApplicationLoadBalancer(
             self,
             "Balancer",
@@ -197,9 +197,7 @@ class OrchestratorStack(Stack):
                 text_transformations=[waf.CfnWebACL.TextTransformationProperty(priority=0, type="LOWERCASE")],
             )
         )
-        people = waf.CfnWebACL.StatementProperty(
-            not_statement=waf.CfnWebACL.NotStatementProperty(statement=api)
-        )
+        people = waf.CfnWebACL.StatementProperty(not_statement=waf.CfnWebACL.NotStatementProperty(statement=api))
         wall = waf.CfnWebACL(
             self,
             "Firewall",
@@ -294,7 +292,9 @@ class OrchestratorStack(Stack):
         people = self.balancer.add_listener(
             "People",
             port=UI_PORT,
-            default_action=elb.ListenerAction.fixed_response(404, content_type="text/plain", message_body="Nothing here"),
+            default_action=elb.ListenerAction.fixed_response(
+                404, content_type="text/plain", message_body="Nothing here"
+            ),
             **secure,
         )
         ui = self._targets("Ui", SERVER_PORT, "/api/health") if profile.ui_servers else api
@@ -383,7 +383,8 @@ class OrchestratorStack(Stack):
 
     def _portal(self, pool: cognito.UserPool, client: cognito.UserPoolClient) -> Server:
         command = ["python", "-m", "deployments.portal", "--host", "0.0.0.0", "--port", str(PORTAL_PORT)]
-        command += ["--uploads", f"s3://{self._storage.inputs.bucket_name}/{UPLOADS}", "--store", BLOCK, "--ledger", BLOCK]
+        command += ["--uploads", f"s3://{self._storage.inputs.bucket_name}/{UPLOADS}"]
+        command += ["--store", BLOCK, "--ledger", BLOCK]
         command += ["--load-balancer", self.balancer.load_balancer_arn]
         command += ["--issuer", pool.user_pool_provider_url, "--client", client.user_pool_client_id]
         return Server(
@@ -410,7 +411,7 @@ class OrchestratorStack(Stack):
             health_check=elb.HealthCheck(path=health, interval=Duration.seconds(15), timeout=Duration.seconds(5)),
         )
 
-    def _service(self, server: Server, port: int | None = None, group: elb.ApplicationTargetGroup | None = None) -> None:
+    def _service(self, server: Server, port: int = 0, group: elb.ApplicationTargetGroup | None = None) -> None:
         title = server.name.capitalize()
         task = ecs.FargateTaskDefinition(
             self,

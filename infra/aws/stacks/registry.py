@@ -26,9 +26,7 @@ class RegistryStack(Stack):
         repositories: By the name of the image.
     """
 
-    def __init__(
-        self, scope: Construct, name: str, profile: Profile, security: SecurityStack, **options: Any
-    ) -> None:
+    def __init__(self, scope: Construct, name: str, profile: Profile, security: SecurityStack, **options: Any) -> None:
         super().__init__(scope, name, **options)
         key = local_key(self, "RecordsKey", security.records)
         self.repositories = {

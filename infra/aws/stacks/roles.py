@@ -21,9 +21,9 @@ def service_role(scope: Construct, name: str, service: str, statements: Sequence
     Returns:
         The role, closed: constructs that would write inline policies into it do not.
     """
-    role = iam.Role(scope, name, assumed_by=iam.ServicePrincipal(service))
-    if statements:
-        iam.ManagedPolicy(scope, f"{name}Policy", statements=list(statements), roles=[role])
+    # The role names the policy, so that whatever needs the role finds it complete.
+    policies = [iam.ManagedPolicy(scope, f"{name}Policy", statements=list(statements))] if statements else []
+    role = iam.Role(scope, name, assumed_by=iam.ServicePrincipal(service), managed_policies=policies)
     return role.without_policy_updates()
 
 

@@ -1,4 +1,4 @@
-"""Keys that everything at rest is encrypted with: one for media, one for records and secrets, one for logs and messages. And who is told."""
+"""Keys that all at rest is encrypted with, for media, for records and for messages; and whom alarms are told to."""
 
 from __future__ import annotations
 

@@ -28,9 +28,7 @@ class StorageStack(Stack):
         logs: Of accesses to the buckets and to the load balancer.
     """
 
-    def __init__(
-        self, scope: Construct, name: str, profile: Profile, security: SecurityStack, **options: Any
-    ) -> None:
+    def __init__(self, scope: Construct, name: str, profile: Profile, security: SecurityStack, **options: Any) -> None:
         super().__init__(scope, name, **options)
         self._keep = RemovalPolicy.RETAIN if profile.keep_data else RemovalPolicy.DESTROY
         self._key = local_key(self, "MediaKey", security.media)
@@ -42,10 +40,10 @@ class StorageStack(Stack):
             **self._common(),
         )
         old = Duration.days(profile.backup_days)
-        rarely = s3.Transition(
-            storage_class=s3.StorageClass.INTELLIGENT_TIERING, transition_after=Duration.days(0)
+        rarely = s3.Transition(storage_class=s3.StorageClass.INTELLIGENT_TIERING, transition_after=Duration.days(0))
+        self.inputs = self._bucket(
+            "Inputs", [s3.LifecycleRule(transitions=[rarely], noncurrent_version_expiration=old)]
         )
-        self.inputs = self._bucket("Inputs", [s3.LifecycleRule(transitions=[rarely], noncurrent_version_expiration=old)])
         # By hand: CDK's own way is a function that does this one thing, with rights of its own.
         bucket = self.inputs.node.default_child
         assert isinstance(bucket, s3.CfnBucket)
