@@ -34,6 +34,9 @@ _TIMEOUT: Final = Duration.seconds(120)
 _VISIBILITY: Final = Duration.seconds(6 * 120)
 _ATTEMPTS: Final = 5
 
+#: Of the version that gets the events.
+_ALIAS: Final = "live"
+
 #: Handlers at a time: the API answers them, and nobody waits for them.
 _SIDE_BY_SIDE: Final = 5
 
@@ -90,7 +93,7 @@ class EventsStack(Stack):
         alias = functions.Alias(
             self,
             "Live",
-            alias_name="live",
+            alias_name=_ALIAS,
             version=handler.current_version,
             provisioned_concurrent_executions=profile.warm_functions or None,
         )
@@ -99,7 +102,7 @@ class EventsStack(Stack):
                 self.queue, batch_size=_BATCH, report_batch_item_failures=True, max_concurrency=_SIDE_BY_SIDE
             )
         )
-        self._roll_out(alias, security)
+        self._roll_out(handler, alias, security)
 
     def _handler(
         self, network: NetworkStack, storage: StorageStack, orchestrator: OrchestratorStack
@@ -160,11 +163,13 @@ class EventsStack(Stack):
             },
         )
 
-    def _roll_out(self, alias: functions.Alias, security: SecurityStack) -> None:
+    def _roll_out(self, handler: functions.Function, alias: functions.Alias, security: SecurityStack) -> None:
         """A new version gets a tenth of the events for five minutes, and all of them unless it fails."""
+        called = f"superres-{self._profile.name}-handler-failing"
         failing = cloudwatch.Alarm(
             self,
             "Failing",
+            alarm_name=called,
             alarm_description="The event handler fails; a version that is rolled out is rolled back",
             metric=alias.metric_errors(period=Duration.minutes(1), statistic="Sum"),
             threshold=1,
@@ -173,6 +178,8 @@ class EventsStack(Stack):
             treat_missing_data=cloudwatch.TreatMissingData.NOT_BREACHING,
         )
         failing.add_alarm_action(alarm_actions.SnsAction(security.alarms))
+        # Named, not referred to: alias and alarm wait for the deployment group, which waits for this.
+        alarm = f"arn:{self.partition}:cloudwatch:{self.region}:{self.account}:alarm:{called}"
         role = service_role(
             self,
             "RolloutRole",
@@ -180,9 +187,9 @@ class EventsStack(Stack):
             [
                 allow(
                     ["lambda:GetAlias", "lambda:UpdateAlias", "lambda:GetProvisionedConcurrencyConfig"],
-                    [alias.lambda_.function_arn, alias.function_arn],
+                    [handler.function_arn, f"{handler.function_arn}:{_ALIAS}"],
                 ),
-                allow(["cloudwatch:DescribeAlarms"], [failing.alarm_arn]),
+                allow(["cloudwatch:DescribeAlarms"], [alarm]),
             ],
         )
         codedeploy.LambdaDeploymentGroup(

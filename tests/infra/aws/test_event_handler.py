@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Any
 from urllib.parse import quote_plus
 from urllib.request import Request, urlopen
 from uuid import uuid4
@@ -28,9 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from infra.prefect_server import Api
 from tests.aws import running_aws
-
-#: Loaded by its path: no import can name a folder called `lambda`.
-HANDLER: Final = Path(__file__).parents[3] / "infra" / "aws" / "lambda" / "handler.py"
+from tests.infra.aws.handler import load_handler
 
 Runs = Callable[[], list[Any]]
 
@@ -49,13 +44,8 @@ def upscale_video(source: str, destination: str, options: Options = Options()) -
 
 
 @pytest.fixture
-def handler(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("event_handler", HANDLER)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "event_handler", module)  # Where dataclasses look their module up.
-    spec.loader.exec_module(module)
-    return module
+def handler() -> ModuleType:
+    return load_handler()
 
 
 @pytest.fixture
