@@ -1,6 +1,6 @@
 """Everything a Prefect server needs to know of this installation: work pools, blocks and deployments.
 
-    python -m deployments.bootstrap [--site local] [--site slurm] [--blocks site.toml]
+    python -m deployments.bootstrap [--site local] [--site slurm] [--blocks site.toml] [--work-queue slurm-a] [--if-new]
 
 Works against the server that `PREFECT_API_URL` names, with `PREFECT_API_AUTH_STRING` if it asks for one. A second time
 it changes nothing but what differs from `prefect.yaml` and the file of blocks; what operators edited in the UI stays:
@@ -48,6 +48,9 @@ _RUNS: Final[dict[Site, int]] = {"local": 4, "slurm": 8}
 LIBRARY_VARIABLE: Final = "SUPERRES_LIBRARY"
 RESULTS_VARIABLE: Final = "SUPERRES_LIBRARY_RESULTS"
 
+#: Queue of the work pool `slurm` that runs go to where nothing else is said: Prefect's own.
+DEFAULT_QUEUE: Final = "default"
+
 
 @dataclass
 class Installed:
@@ -58,12 +61,15 @@ class Installed:
     deployments: list[str] = field(default_factory=list)
 
 
-def bootstrap(sites: Sequence[Site] = ("local",), blocks: Path | None = None) -> Installed:
+def bootstrap(
+    sites: Sequence[Site] = ("local",), blocks: Path | None = None, work_queue: str = DEFAULT_QUEUE
+) -> Installed:
     """Register everything with the Prefect server in use.
 
     Args:
         sites: Whose work pools and deployments.
         blocks: TOML file of a site's blocks, see `blocks.seeds`; saved over those of the same name.
+        work_queue: Queue of the work pool `slurm` that runs go to; made where there is none.
 
     Returns:
         What is registered.
@@ -84,12 +90,22 @@ def bootstrap(sites: Sequence[Site] = ("local",), blocks: Path | None = None) ->
     if "slurm" in sites and not any(seed.name == "slurm" for seed in seeds):
         installed.blocks += _default_pools()
     installed.blocks += [seed.save() for seed in seeds]
-    _deploy(sites, _variables(sites))
+    _deploy(sites, {**_variables(sites), "SUPERRES_WORK_QUEUE": work_queue})
+    installed.deployments += registered(sites)
+    return installed
+
+
+def registered(sites: Sequence[Site]) -> list[str]:
+    """The deployments of these sites that the Prefect server in use knows.
+
+    Raises:
+        BootstrapError: The server does not answer, or refuses the credentials.
+    """
     with get_client(sync_client=True) as client:
+        _check_server(client)
         found = client.read_deployments(limit=200)
         flows = {flow.id: flow.name for flow in client.read_flows(limit=200)}
-    installed.deployments += sorted(f"{flows.get(each.flow_id)}/{each.name}" for each in found if each.name in sites)
-    return installed
+    return sorted(f"{flows.get(each.flow_id)}/{each.name}" for each in found if each.name in sites)
 
 
 def _check_server(client: SyncPrefectClient) -> None:
@@ -162,9 +178,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m deployments.bootstrap", description=bootstrap.__doc__)
     parser.add_argument("--site", action="append", choices=SITES, help="which deployments (default: all)")
     parser.add_argument("--blocks", type=Path, metavar="FILE", help="TOML file of a site's blocks")
+    parser.add_argument("--work-queue", default=DEFAULT_QUEUE, help="of the work pool slurm (default: %(default)s)")
+    parser.add_argument("--if-new", action="store_true", help="do nothing where these deployments are registered")
     given = parser.parse_args()
+    sites = cast("list[Site]", given.site) or SITES
     try:
-        installed = bootstrap(cast("list[Site]", given.site) or SITES, given.blocks)
+        if given.if_new and (there := registered(sites)):
+            print(f"registered already: {', '.join(there)}")
+            return 0
+        installed = bootstrap(sites, given.blocks, given.work_queue)
     except SuperResolutionError as error:
         print(f"bootstrap: error: {error}", file=sys.stderr)
         return error.exit_code

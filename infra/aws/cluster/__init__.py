@@ -1,7 +1,8 @@
 """AWS ParallelCluster: its queues, its configuration, and what its nodes do when they start.
 
-One description of queues (`queues.py`) is rendered three times: as the configuration of a cluster (`configuration.py`), as
-the blocks of pools that flows use (`pools.py`), and as a Slurm on one machine (`Queues.slurm_description`).
+One description of queues (`queues.py`) is rendered three times: as the configuration of a cluster
+(`configuration.py`), as the blocks of pools that flows use (`pools.py`), and as a Slurm on one machine
+(`Queues.slurm_description`).
 
     python -m infra.aws.cluster configuration --site site.toml > cluster.yaml
     pcluster create-cluster --cluster-name superres-a --cluster-configuration cluster.yaml

@@ -1,8 +1,8 @@
 """The configuration of a cluster, as `pcluster create-cluster` and its CloudFormation resource take it.
 
-Compute is at zero instances until jobs wait. Nodes are reached through Systems Manager alone. Storage and databases belong
-to the site and outlive every cluster: a second cluster in another zone, with the same site, is the standby of the first
-and the way to a new version (docs/aws/upgrades.md).
+Compute is at zero instances until jobs wait. Nodes are reached through Systems Manager alone. Storage and databases
+belong to the site and outlive every cluster: a second one in another zone, with the same site, is the standby of the
+first and the way to a new version (docs/aws/upgrades.md).
 """
 
 from __future__ import annotations
@@ -73,14 +73,15 @@ class Site:
         lustre_client_group: Security group that may mount it; all nodes get it.
         artifacts_bucket: Bucket that holds the bootstrap scripts, and that ParallelCluster keeps its own files in.
         release: Name of the environment below `/fsx/envs`, made once by `bootstrap/build_environment.sh`.
-        worker_settings_secret: ARN of the secret with `/etc/superres/environment` (deployments/systemd); without it login
-            nodes run no Prefect worker.
+        worker_settings_secret: ARN of the secret with `/etc/superres/environment` (deployments/systemd); without it
+            login nodes run no Prefect worker.
         work_queue: Queue of the Prefect work pool `slurm` that this cluster's workers look at.
         blocks: Address (`s3://...`) of a TOML file with more blocks of the site, such as its store; empty for none.
         accounting: Database for Slurm's accounting.
         api_client_group: Security group that may reach the Prefect API; login and compute nodes get it.
-        policies: ARNs of more IAM policies for login and compute nodes: buckets, ledger, metrics, settings secret. One of
-            them lets nodes read `bootstrap/*` in the artifacts bucket: for login nodes ParallelCluster has no setting.
+        policies: ARNs of more IAM policies for login and compute nodes: buckets, ledger, metrics, settings secret.
+            One of them lets nodes read `bootstrap/*` in the artifacts bucket: for login nodes ParallelCluster has no
+            setting of its own.
         head_policies: The same for the head node.
         custom_ami: Image for all nodes instead of ParallelCluster's own.
         munge_secret: ARN of the secret with Slurm's key; without one each cluster makes its own.

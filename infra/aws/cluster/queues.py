@@ -189,8 +189,8 @@ class Queues:
 
 _SPOT_TYPES: Final = ("c7i.8xlarge", "c7a.8xlarge", "c6i.8xlarge")
 
-#: CPU jobs go to spot instances while there are any: a job that is taken away costs one chunk. GPUs are bought on demand,
-#: where a chunk is minutes of a dear device and capacity is scarce as it is.
+#: CPU jobs go to spot instances while there are any: a job that is taken away costs one chunk. GPUs are bought on
+#: demand: a chunk is minutes of a dear device, and capacity is scarce as it is.
 PRODUCTION: Final = Queues(
     (
         Queue("cpu-spot", _SPOT_TYPES, maximum=40, capacity=Capacity.SPOT, priority_tier=2),

@@ -1,4 +1,4 @@
-"""What a site has before its clusters: network, file system, bucket, secrets; on moto, for ParallelCluster to look at."""
+"""What a site has before its clusters: network, file system, bucket, secrets; on moto, for ParallelCluster to see."""
 
 from __future__ import annotations
 

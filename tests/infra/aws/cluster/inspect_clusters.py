@@ -1,7 +1,7 @@
 """Runs in ParallelCluster's own environment: `inspect_clusters.py FOLDER NAME ...`.
 
-For each FOLDER/NAME.yaml: does it fit the schema, would `pcluster create-cluster` take it, and what templates would it be?
-The answer is in FOLDER/NAME.json.
+For each FOLDER/NAME.yaml: does it fit the schema, would `pcluster create-cluster` take it, and what templates would it
+become? The answer is in FOLDER/NAME.json.
 """
 
 from __future__ import annotations

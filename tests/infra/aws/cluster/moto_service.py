@@ -1,10 +1,11 @@
 """An AWS on this machine as ParallelCluster's validators need it: `python moto_service.py PORT`, until it is ended.
 
-A process of its own, because moto reads its images when it is imported, and knows file systems by ids that AWS never gave.
+A process of its own, because moto reads its images when it is imported, and gives file systems ids that AWS never gave.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -66,8 +67,6 @@ def main() -> None:
     name = f"aws-parallelcluster-{PARALLELCLUSTER_VERSION}-{release}-hvm-x86_64-202609080000"
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "amis.json"
-        import json
-
         images.write_text(json.dumps([image(name)]))
         os.environ["MOTO_AMIS_PATH"] = str(images)
         os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"
