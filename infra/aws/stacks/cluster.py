@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from aws_cdk import Aws, CfnOutput, CfnParameter, CfnStack, CustomResource, Fn, SecretValue, Stack
+from aws_cdk import Aws, CfnParameter, CfnStack, CustomResource, Fn, SecretValue, Stack
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
@@ -12,7 +12,7 @@ from constructs import Construct
 from infra.aws.cluster import PARALLELCLUSTER_VERSION, Accounting, Site, cluster_configuration, standby_site
 from infra.aws.profiles import NAMESPACE, Profile
 from infra.aws.stacks.data import DataStack, local_secret
-from infra.aws.stacks.lustre import INPUTS, MOUNT, WEIGHTS, LustreStack
+from infra.aws.stacks.lustre import MOUNT, WEIGHTS, LustreStack
 from infra.aws.stacks.network import MYSQL_PORT, NetworkStack
 from infra.aws.stacks.orchestrator import BLOCK, OrchestratorStack
 from infra.aws.stacks.roles import allow, local_key, use_of
@@ -99,9 +99,6 @@ class ClusterStack(Stack):
                     "DeletionPolicy": "Retain" if profile.keep_data else "Delete",
                 },
             )
-        CfnOutput(self, "Blocks", description=f"What {_BLOCKS} in the artifacts bucket has to say", value=self._blocks(
-            orchestrator
-        ))  # fmt: skip
 
     def _provider(self, policies: list[iam.ManagedPolicy]) -> CfnStack:
         """ParallelCluster as a resource of CloudFormation: a function of AWS with its own rights, and a few of ours."""
@@ -174,21 +171,6 @@ class ClusterStack(Stack):
             description="Settings of the Prefect workers on login nodes",
             encryption_key=self._records,
             secret_string_value=SecretValue.unsafe_plain_text(text),
-        )
-
-    def _blocks(self, orchestrator: OrchestratorStack) -> str:
-        """Blocks of this installation, as `superres blocks save` reads them."""
-        inputs = f"s3://{self._storage.inputs.bucket_name}/{UPLOADS}"
-        return Fn.join(
-            "\n",
-            [
-                f"[media-store.{BLOCK}]",
-                f'mounts = {{ "{inputs}" = "{MOUNT}{INPUTS}" }}',
-                f"[job-ledger.{BLOCK}]",
-                f'table = "{self._data.ledger.table_name}"',
-                f'namespace = "{NAMESPACE}"',
-                f'portal = "{orchestrator.portal_url}"',
-            ],
         )
 
     def _node_rights(self, settings: secretsmanager.Secret) -> list[iam.PolicyStatement]:

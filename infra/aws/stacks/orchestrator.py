@@ -18,8 +18,9 @@ from aws_cdk import aws_secretsmanager as secretsmanager
 from aws_cdk import aws_wafv2 as waf
 from constructs import Construct
 
-from infra.aws.profiles import Profile
+from infra.aws.profiles import NAMESPACE, Profile
 from infra.aws.stacks.data import DataStack, local_secret
+from infra.aws.stacks.lustre import INPUTS, MOUNT
 from infra.aws.stacks.network import (
     API_PORT,
     CACHE_PORT,
@@ -133,6 +134,22 @@ class OrchestratorStack(Stack):
         self._add_firewall()
         self._add_services(acm.Certificate.from_certificate_arn(self, "Certificate", certificate))
         CfnOutput(self, "ApiUrl", value=self.api_url)
+        CfnOutput(self, "Blocks", value=self._blocks(), description="The blocks of this installation")
+
+    def _blocks(self) -> str:
+        """Blocks of this installation, as `superres blocks save` reads them and login nodes are given them."""
+        uploads = f"s3://{self._storage.inputs.bucket_name}/{UPLOADS}"
+        return Fn.join(
+            "\n",
+            [
+                f"[media-store.{BLOCK}]",
+                f'mounts = {{ "{uploads}" = "{MOUNT}{INPUTS}" }}',
+                f"[job-ledger.{BLOCK}]",
+                f'table = "{self._data.ledger.table_name}"',
+                f'namespace = "{NAMESPACE}"',
+                f'portal = "{self.portal_url}"',
+            ],
+        )
 
     # What containers may do.
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from random import Random
 from types import ModuleType
 from typing import Any
 from urllib.parse import quote_plus
@@ -182,6 +183,68 @@ def test_keys_are_taken_as_they_are_meant(handler: ModuleType, runs: Runs, bucke
     key = "incoming/50% off + más/a=b?c#d.mkv"
     handler.handler(_batch(_event(bucket, key), _notification(bucket, key)))
     assert [run.parameters["source"] for run in runs()] == [f"s3://{bucket}/{key}"]
+
+
+def _documented(bucket: str, key: str, version: str, sequencer: str) -> dict[str, Any]:
+    """An event of EventBridge with all its fields, as the documentation of S3 shows it."""
+    return {
+        "version": "0",
+        "id": "17793124-05d4-b198-2fde-7ededc63b103",
+        "detail-type": "Object Created",
+        "source": "aws.s3",
+        "account": "111122223333",
+        "time": "2026-11-12T00:00:00Z",
+        "region": "us-east-1",
+        "resources": [f"arn:aws:s3:::{bucket}"],
+        "detail": {
+            "version": "0",
+            "bucket": {"name": bucket},
+            "object": {
+                "key": key,
+                "size": 5_368_709_120,
+                "etag": "b1946ac92492d2347c6235b4d2611184-640",
+                "version-id": version,
+                "sequencer": sequencer,
+            },
+            "request-id": "N4N7GDK58NMKJ12R",
+            "requester": "123456789012",
+            "source-ip-address": "10.20.3.4",
+            "reason": "CompleteMultipartUpload",
+        },
+    }
+
+
+def _with_attributes(event: dict[str, Any], received: int) -> dict[str, Any]:
+    """A batch of one message with all that Lambda says of it."""
+    message = {
+        "messageId": f"{uuid4()}",
+        "receiptHandle": "AQEBwJnKyrHigUMZj6rYigCgxlaS3SLy0a",
+        "body": json.dumps(event),
+        "attributes": {
+            "ApproximateReceiveCount": str(received),
+            "SentTimestamp": "1794441600000",
+            "SenderId": "AIDAIENQZJOLO23YVJ4VO",
+            "ApproximateFirstReceiveTimestamp": "1794441600001",
+        },
+        "messageAttributes": {},
+        "md5OfBody": "e4e68fb7bd0e697a0ae8f1bb342846b3",
+        "eventSource": "aws:sqs",
+        "eventSourceARN": "arn:aws:sqs:us-east-1:111122223333:uploads",
+        "awsRegion": "us-east-1",
+    }
+    return {"Records": [message]}
+
+
+def test_uploads_that_arrive_in_any_order_and_again_are_each_one_run(
+    handler: ModuleType, runs: Runs, bucket: str, chance: Random
+) -> None:
+    uploads = [(f"incoming/{name}.mkv", version) for name in "abc" for version in ("v1", "v2")]
+    events = [_documented(bucket, key, version, f"00{version}") for key, version in uploads] * 3
+    chance.shuffle(events)
+    for event in events:
+        assert _failed(handler.handler(_with_attributes(event, received=chance.randint(1, 5)))) == []
+    # Of two versions of a name both are asked for, whichever was heard of first.
+    assert [run.parameters["source"] for run in runs()] == sorted(f"s3://{bucket}/{key}" for key, _ in uploads)
 
 
 def test_only_messages_that_failed_come_again(handler: ModuleType, runs: Runs, bucket: str) -> None:

@@ -313,7 +313,7 @@ def test_clusters_are_of_the_version_that_their_configuration_is_for(aws: Instal
 
 def test_the_blocks_of_the_site_are_blocks(aws: Installation) -> None:
     bucket = aws.named("Storage.Inputs").name  # Not what S3 allows; its real name is AWS's choice.
-    blocks = tomllib.loads(aws.outputs["Cluster.Blocks"].replace(bucket, "inputs"))
+    blocks = tomllib.loads(aws.outputs["Orchestrator.Blocks"].replace(bucket, "inputs"))
     store = MediaStore(**blocks["media-store"]["aws"]).settings()
     assert [folder for _, folder in store.mounts] == ["/fsx/inputs"]
     ledger = JobLedger(**blocks["job-ledger"]["aws"]).settings()
