@@ -18,7 +18,7 @@ from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.settings import get_current_settings
 
 from blocks.seeds import KINDS
-from deployments.bootstrap import CHECKOUT, SITES, bootstrap
+from deployments.bootstrap import CHECKOUT, DEFAULT_QUEUE, SITES, bootstrap, main
 from infra.prefect_server import Api, ensure_api
 from tasks.errors import BootstrapError
 
@@ -88,6 +88,25 @@ def test_a_second_time_changes_nothing_not_even_what_operators_did(server: Api) 
     assert set(said["deployments"].split(", ")) == {f"{flow}/{site}" for flow in FLOWS for site in SITES}
     assert said["work pools"] == ", ".join(SITES)
     assert everything() == before
+
+
+def test_what_is_registered_can_be_left_alone(
+    server: Api, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = everything()
+    monkeypatch.setattr(sys, "argv", ["bootstrap", "--site", "slurm", "--work-queue", "slurm-b", "--if-new"])
+    assert main() == 0
+    said = capsys.readouterr().out
+    assert said.startswith("registered already: ") and "upscale-video/slurm" in said and "local" not in said
+    assert everything() == before
+
+
+def test_runs_on_slurm_are_of_the_release_that_registered_them(server: Api) -> None:
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("upscale-video/slurm")
+    assert deployment.work_queue_name == DEFAULT_QUEUE
+    assert deployment.job_variables["command"] == f"{CHECKOUT}/.venv/bin/python -m prefect.engine"
+    assert deployment.job_variables["env"] == {"PYTHONPATH": str(CHECKOUT)}
 
 
 def test_the_password_is_asked_for(server: Api, tmp_path: Path) -> None:

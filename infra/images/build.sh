@@ -1,0 +1,88 @@
+#!/bin/bash
+# Builds an image, and says by digest what was built: nothing refers to it by a name that can move.
+#
+# build.sh server|worker [--base IMAGE] [--torch cpu|cuda] [--tag TAG] [--output FOLDER]
+#                        [--push REPOSITORY] [--enroot FILE.sqsh]
+#
+# --base     image to build on, best with its digest (default: the one that the Dockerfile names)
+# --torch    build of torch in the worker's image (default: cuda)
+# --tag      a name for people (default: the commit)
+# --output   folder for NAME.digest, NAME.sbom.json (CycloneDX) and, without --push, NAME.tar (default: dist)
+# --push     repository to push to, such as 123456789012.dkr.ecr.eu-central-1.amazonaws.com/superres-worker
+# --enroot   file for what was pushed, as enroot and Pyxis run it, such as /fsx/images/superres-worker-1.0.0.sqsh
+#
+# Works with buildah, as root or not. BUILD_ARGS holds more options of `buildah build`. Where packages come through a
+# mirror, PIP_INDEX_URL, PIP_FIND_LINKS, PIP_NO_INDEX and PIP_CERT say so, with paths as they are in the build.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+say() { echo "build: $*" >&2; }
+fail() { say "error: $*"; exit 1; }
+
+name=${1:-}
+[ -f "infra/images/$name.Dockerfile" ] || fail "there is no image called '$name'. Use server or worker."
+shift
+base='' torch=cuda output=dist push='' enroot=''
+tag=$(git rev-parse --short=12 HEAD 2>/dev/null || echo latest)
+while [ $# -gt 0 ]; do
+    [ $# -gt 1 ] || fail "$1 needs a value"
+    case $1 in
+        --base) base=$2 ;;
+        --torch) torch=$2 ;;
+        --tag) tag=$2 ;;
+        --output) output=$2 ;;
+        --push) push=$2 ;;
+        --enroot) enroot=$2 ;;
+        *) fail "there is no option $1" ;;
+    esac
+    shift 2
+done
+[[ $torch =~ ^(cpu|cuda)$ ]] || fail "there is no build of torch called $torch. Use cpu or cuda."
+command -v buildah >/dev/null || fail "buildah is not installed. Debian: apt-get install buildah"
+if [ -n "$enroot" ]; then
+    [ -n "$push" ] || fail "--enroot takes what was pushed. Name a repository with --push."
+    command -v enroot >/dev/null || fail "enroot is not installed. Run this on a node, or leave --enroot out."
+fi
+mkdir -p "$output"
+
+read -ra more <<<"${BUILD_ARGS:-}"
+arguments=(--build-arg "TORCH=$torch")
+[ "$name" = worker ] || arguments=()
+[ -z "$base" ] || arguments+=(--build-arg "BASE=$base")
+for setting in PIP_INDEX_URL PIP_FIND_LINKS PIP_NO_INDEX PIP_CERT; do
+    [ -z "${!setting:-}" ] || arguments+=(--build-arg "$setting=${!setting}")
+done
+
+# Docker's format keeps the health check. What git does not know of stays out.
+context=$(mktemp -d)
+container=''
+cleanup() {
+    [ -z "$container" ] || buildah rm "$container" >/dev/null
+    rm -rf "$context"
+}
+trap cleanup EXIT
+git ls-files -z | tar -c --null --files-from=- | tar -x -C "$context"
+image=localhost/superres-$name:$tag
+say "building $image"
+buildah build --format docker --layers=false "${arguments[@]}" "${more[@]}" \
+    --file "infra/images/$name.Dockerfile" --tag "$image" "$context" >&2
+
+# The digest is of what was written, and so known only afterwards.
+if [ -n "$push" ]; then
+    say "pushing to $push:$tag"
+    buildah push --digestfile "$output/$name.digest" "$image" "docker://$push:$tag" >&2
+    reference=$push@$(cat "$output/$name.digest")
+else
+    rm -f "$output/$name.tar"
+    buildah push --digestfile "$output/$name.digest" "$image" "docker-archive:$output/$name.tar:$image" >&2
+    reference=$image@$(cat "$output/$name.digest")
+fi
+
+# What is in it was written down while it was built.
+container=$(buildah from --pull-never "$image")
+buildah run "$container" -- cat /opt/superres/sbom.json >"$output/$name.sbom.json"
+
+if [ -n "$enroot" ]; then
+    enroot import --output "$enroot" "docker://${push/\//#}:$tag" >&2
+fi
+echo "$reference"
