@@ -35,6 +35,8 @@ ENV PATH=/opt/superres/bin:$PATH \
 USER 4200
 WORKDIR /home/superres
 EXPOSE 4200
+# Where all else is read-only, this is not: a volume has the rights that the folder has here.
+VOLUME /tmp
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:4200/api/health', timeout=4)"]
 CMD ["prefect", "server", "start", "--host", "0.0.0.0"]

@@ -408,7 +408,12 @@ class OrchestratorStack(Stack):
             "portal",
             "worker",
             command,
-            {"PREFECT_HOME": "/tmp/prefect", "SUPERRES_HOME": "/tmp/superres", "PREFECT_API_URL": self.api_url},
+            {
+                "PREFECT_HOME": "/tmp/prefect",
+                "SUPERRES_HOME": "/tmp/superres",
+                "PREFECT_API_URL": self.api_url,
+                "AWS_DEFAULT_REGION": self.region,
+            },
             {"PREFECT_API_AUTH_STRING": ecs.Secret.from_secrets_manager(self.api_secret)},
             self._portal_role(),
             self._profile.portal_servers,
@@ -443,13 +448,15 @@ class OrchestratorStack(Stack):
         container = task.add_container(
             server.name,
             image=ecs.ContainerImage.from_ecr_repository(self._registry.repositories[server.image], self._release),
-            command=server.command,
+            entry_point=server.command[:1],  # Images may have one of their own.
+            command=server.command[1:],
             environment=server.environment,
             secrets=server.secrets,
             readonly_root_filesystem=True,
             logging=ecs.LogDrivers.aws_logs(stream_prefix=server.name, log_group=self._logs),
             port_mappings=[ecs.PortMapping(container_port=port)] if port else None,
         )
+        # The images declare it as a volume, or Fargate would let nobody but root write there.
         container.add_mount_points(ecs.MountPoint(container_path="/tmp", source_volume="tmp", read_only=False))
         service = ecs.FargateService(
             self,

@@ -6,6 +6,7 @@ import ipaddress
 import json
 import re
 import tomllib
+from pathlib import Path
 from typing import Any, Final, get_args
 
 import pytest
@@ -22,6 +23,8 @@ from tests.infra.aws.cloudformation import Installation, installation, statement
 from tests.infra.aws.handler import load_handler
 
 pytestmark = pytest.mark.infra
+
+IMAGES: Final = Path(__file__).parents[3] / "infra" / "images"
 
 LUSTRE_PORTS: Final = {(988, 988), (1018, 1023)}
 
@@ -412,6 +415,20 @@ def test_servers_settings_are_prefects(aws: Installation, monkeypatch: pytest.Mo
     if aws.profile.has_cache:
         assert server.events.messaging_broker == "prefect_redis.messaging"
         assert server.concurrency.lease_storage == "prefect_redis.lease_storage"
+
+
+def test_containers_write_where_their_images_let_them_and_nowhere_else(aws: Installation) -> None:
+    images = {each.name: each.id[:-8].lower() for each in aws.of("AWS::ECR::Repository")}
+    tasks = aws.of("AWS::ECS::TaskDefinition")
+    assert tasks
+    for task in tasks:
+        (container,) = task.properties["ContainerDefinitions"]
+        assert container["ReadonlyRootFilesystem"] is True
+        (name,) = (image for repository, image in images.items() if repository in container["Image"])
+        volumes = re.findall(r"^VOLUME (\S+)$", (IMAGES / f"{name}.Dockerfile").read_text(), re.MULTILINE)
+        assert [each["ContainerPath"] for each in container["MountPoints"]] == volumes
+        writable = [each["Value"] for each in container["Environment"] if each["Name"].endswith("_HOME")]
+        assert writable and all(folder.startswith("/tmp/") for folder in writable)
 
 
 def test_images_cannot_be_replaced_and_are_scanned(aws: Installation) -> None:
