@@ -25,12 +25,13 @@ TEMPLATES: Final = HERE / "templates"
 _END: Final = ".template.json"
 
 
-def synthesize(profile: str, folder: Path) -> dict[str, Any]:
+def synthesize(profile: str, folder: Path, programs: Path = BIN) -> dict[str, Any]:
     """Synthesize one profile.
 
     Args:
         profile: Its name.
         folder: Where the cloud assembly goes, `validation-report.json` with it.
+        programs: Folder `bin` of the environment that `environment.sh` made.
 
     Returns:
         The templates, by the names of stacks without profile.
@@ -39,12 +40,12 @@ def synthesize(profile: str, folder: Path) -> dict[str, Any]:
         SettingsError: The environment is not there, or the stacks cannot be synthesized; a rule that is broken and not
             acknowledged is such a case.
     """
-    if not (BIN / "python").exists():
-        raise SettingsError(f"there is no {BIN / 'python'}", "Run infra/aws/environment.sh")
+    if not (programs / "python").exists():
+        raise SettingsError(f"there is no {programs / 'python'}", "Run infra/aws/environment.sh")
     # Its own programs first: node may be among them.
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(HERE.parents[1])}
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(HERE.parents[1])}
     done = subprocess.run(
-        [str(BIN / "python"), "-m", "infra.aws.app", profile, str(folder)],
+        [str(programs / "python"), "-m", "infra.aws.app", profile, str(folder)],
         cwd=HERE.parents[1],
         env=environment,
         capture_output=True,

@@ -1,20 +1,23 @@
 """The stacks give the templates that are kept, no rule is broken but those acknowledged, and scripts are sound.
 
-Needs `infra/aws/.venv`, which `environment.sh` makes once: a minute, and 1 GB. Where its packages cannot be had, this
-is skipped; what the kept templates promise is in `test_templates`, which needs nothing.
+Needs the environment that `infra/aws/environment.sh` makes once: a minute, and 1 GB. Where its packages cannot be had,
+this is skipped; what the kept templates promise is in `test_templates`, which needs nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import subprocess
-from collections.abc import Iterator
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from infra import debian
 from infra.aws.acknowledgements import FINDINGS
 from infra.aws.profiles import PROFILES
 from infra.aws.synthesis import BIN, TEMPLATES, kept, synthesize
@@ -23,6 +26,7 @@ from tasks.errors import SettingsError
 pytestmark = pytest.mark.infra
 
 ROOT: Final = Path(__file__).parents[3]
+LOCK: Final = ROOT / "infra" / "aws" / "requirements.lock"
 SCRIPTS: Final = [
     path
     for folder in ("infra", "deployments")
@@ -47,21 +51,35 @@ CHECKOV_SKIPS: Final = {
 LINT_SKIPS: Final = {"W3005", "W3010", "W6001"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> None:
-    made = subprocess.run(["sh", str(ROOT / "infra/aws/environment.sh")], capture_output=True, text=True)
-    if made.returncode and any(each in made.stderr for each in NO_PACKAGES):
-        pytest.skip(f"the packages of infra/aws/requirements.lock cannot be had: {made.stderr[-300:]}")
-    assert made.returncode == 0, made.stderr
+@pytest.fixture(scope="module")
+def programs() -> Path:
+    """Folder `bin` of the environment: that of this checkout, or one that is kept for others of the same lock."""
+    here, cache = BIN.parent, debian.cache_folder("cdk")
+    lock = LOCK.read_bytes()
+    made = here / ".made-from"
+    if not (made.exists() and made.read_bytes() == lock):
+        here = cache / hashlib.sha256(lock + sys.version.encode()).hexdigest()[:12]
+    with debian.locked(cache):
+        done = _make(here)
+    if done.returncode and any(each in done.stderr for each in NO_PACKAGES):
+        pytest.skip(f"the packages of infra/aws/requirements.lock cannot be had: {done.stderr[-300:]}")
+    assert done.returncode == 0, done.stderr
+    return here / "bin"
+
+
+def _make(folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SUPERRES_PYTHON": sys.executable}
+    command = ["sh", str(ROOT / "infra/aws/environment.sh"), str(folder)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
-def assemblies(environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def assemblies(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with one cloud assembly for each profile."""
     folder = tmp_path_factory.mktemp("assemblies")
     for profile in PROFILES:
-        synthesize(profile, folder / profile)
-    yield folder
+        synthesize(profile, folder / profile, programs)
+    return folder
 
 
 @cache
@@ -103,16 +121,16 @@ def test_every_acknowledgement_is_about_something(assemblies: Path) -> None:
     assert found == {(each.stack, each.path, each.rule.partition("[")[0]) for each in FINDINGS}
 
 
-def test_a_broken_rule_that_nobody_acknowledged_fails_the_synthesis(tmp_path: Path) -> None:
+def test_a_broken_rule_that_nobody_acknowledged_fails_the_synthesis(programs: Path, tmp_path: Path) -> None:
     # With the acknowledgements taken away, as if they had never been written.
     program = (
         "import sys, infra.aws.acknowledgements as a; a.FINDINGS = ()\n"
         "from infra.aws.app import main; main(['dev', sys.argv[1]])"
     )
     done = subprocess.run(
-        [str(BIN / "python"), "-c", program, str(tmp_path)],
+        [str(programs / "python"), "-c", program, str(tmp_path)],
         cwd=ROOT,
-        env={"PATH": f"{BIN}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
+        env={"PATH": f"{programs}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
@@ -120,19 +138,19 @@ def test_a_broken_rule_that_nobody_acknowledged_fails_the_synthesis(tmp_path: Pa
     assert "AwsSolutions-IAM5" in done.stderr + done.stdout
 
 
-def test_templates_are_what_cloudformation_takes() -> None:
+def test_templates_are_what_cloudformation_takes(programs: Path) -> None:
     templates = [str(path) for path in sorted(TEMPLATES.rglob("*.json"))]
-    done = subprocess.run([str(BIN / "cfn-lint"), "--format", "json", *templates], capture_output=True, text=True)
+    done = subprocess.run([str(programs / "cfn-lint"), "--format", "json", *templates], capture_output=True, text=True)
     found = json.loads(done.stdout)
     assert not [each for each in found if each["Level"] == "Error"]
     assert {each["Rule"]["Id"] for each in found} <= LINT_SKIPS
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_templates_follow_the_policies_of_checkov(profile: str) -> None:
+def test_templates_follow_the_policies_of_checkov(programs: Path, profile: str) -> None:
     done = subprocess.run(
         [
-            *(str(BIN / "checkov"), "-d", str(TEMPLATES / profile), "--framework", "cloudformation"),
+            *(str(programs / "checkov"), "-d", str(TEMPLATES / profile), "--framework", "cloudformation"),
             *("--compact", "--quiet", "--skip-download", "-o", "json"),
         ],
         capture_output=True,
@@ -144,21 +162,21 @@ def test_templates_follow_the_policies_of_checkov(profile: str) -> None:
     assert failed == CHECKOV_SKIPS
 
 
-def test_scripts_are_sound() -> None:
+def test_scripts_are_sound(programs: Path) -> None:
     assert len(SCRIPTS) >= 3
-    done = subprocess.run([str(BIN / "shellcheck"), *map(str, SCRIPTS)], capture_output=True, text=True)
+    done = subprocess.run([str(programs / "shellcheck"), *map(str, SCRIPTS)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
-def test_the_environment_is_made_once() -> None:
-    before = (BIN.parent / ".made-from").stat().st_mtime_ns
-    done = subprocess.run(["sh", str(ROOT / "infra/aws/environment.sh")], capture_output=True, text=True)
+def test_the_environment_is_made_once(programs: Path) -> None:
+    made = programs.parent / ".made-from"
+    before = made.stat().st_mtime_ns
+    done = _make(programs.parent)
     assert (done.returncode, done.stderr) == (0, "")
-    assert (BIN.parent / ".made-from").stat().st_mtime_ns == before
+    assert made.stat().st_mtime_ns == before
 
 
-def test_without_the_environment_it_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.aws.synthesis.BIN", tmp_path)
+def test_without_the_environment_it_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"environment\.sh"):
-        synthesize("dev", tmp_path / "out")
+        synthesize("dev", tmp_path / "out", tmp_path)
     assert not (tmp_path / "out").exists()
