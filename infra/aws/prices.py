@@ -41,7 +41,7 @@ def idle(profile: Profile) -> list[Item]:
     """What an installation costs a month while no job runs; traffic, requests and what is stored in S3 come on top."""
     clusters = 1 + profile.standby
     logins = clusters * profile.login_zones
-    prefect = profile.api_servers + profile.ui_servers + (profile.api_servers > 1)
+    prefect = profile.api_servers + profile.ui_servers + profile.has_cache
     server = FARGATE_CPU + 2 * FARGATE_GB
     least = profile.database_units[0]
     lustre = LUSTRE_GB[profile.lustre_throughput] * profile.lustre_gib

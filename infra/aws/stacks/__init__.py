@@ -1,1 +1,1 @@
-"""The stacks, one file each, in the order in which they are built on one another; `roles` is what they share."""
+"""The stacks, one file each; `roles` is what they share, `entrance` and `servers` are parts of the orchestrator's."""

@@ -411,7 +411,7 @@ def test_servers_settings_are_prefects(aws: Installation, monkeypatch: pytest.Mo
     assert server.database.driver == "postgresql+asyncpg" and server.database.port == 5433
     assert server.database.user == "secret" and server.database.host.startswith("Data.Prefect")
     assert server.api.auth_string is not None and server.api.auth_string.get_secret_value() == "secret"
-    assert server.database.migrate_on_start is (aws.profile.api_servers == 1)
+    assert server.database.migrate_on_start is not aws.profile.has_cache
     if aws.profile.has_cache:
         assert server.events.messaging_broker == "prefect_redis.messaging"
         assert server.concurrency.lease_storage == "prefect_redis.lease_storage"
