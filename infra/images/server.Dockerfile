@@ -31,12 +31,17 @@ COPY --from=build /opt/superres /opt/superres
 ENV PATH=/opt/superres/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PREFECT_HOME=/home/superres/prefect \
-    PREFECT_SERVER_ANALYTICS_ENABLED=false
+    PREFECT_SERVER_ANALYTICS_ENABLED=false \
+    PREFECT_SERVER_API_HOST=0.0.0.0 \
+    PREFECT_SERVER_API_PORT=4200 \
+    PREFECT_SERVER_UI_STATIC_DIRECTORY=/home/superres/ui
+# The server writes the pages of the UI when it starts, by default into its own code.
 USER 4200
 WORKDIR /home/superres
 EXPOSE 4200
 # Where all else is read-only, this is not: a volume has the rights that the folder has here.
 VOLUME /tmp
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:4200/api/health', timeout=4)"]
-CMD ["prefect", "server", "start", "--host", "0.0.0.0"]
+    CMD ["python", "-c", "import os, urllib.request as r; \
+    r.urlopen('http://127.0.0.1:' + os.environ['PREFECT_SERVER_API_PORT'] + '/api/health', timeout=4)"]
+CMD ["prefect", "server", "start"]

@@ -23,6 +23,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkQueueUpdate
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+from infra.aws.cluster import DEVELOPMENT, pools_toml
 from infra.prefect_server.process import database_of, prepare_database
 from tests.infra.releases import copy_checkout
 from tests.waiting import eventually
@@ -71,12 +72,18 @@ class Release:
     def python(self) -> Path:
         return self.folder / ".venv/bin/python"
 
-    def register(self, *options: str) -> str:
-        """Register its deployments; returns what is said."""
-        command = [self.python, "-m", "deployments.bootstrap", "--site", "slurm", *options]
-        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+    def register(self, queue: str) -> None:
+        """Register its deployments, as on a login node."""
+        node = self.folder.parents[2]
+        script = self.folder / "infra/aws/cluster/bootstrap/register.sh"
+        done = subprocess.run(
+            [script, self.folder.name, queue],
+            env={**os.environ, "SUPERRES_ROOT": str(node)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
-        return done.stdout
 
     @contextlib.contextmanager
     def worker(self, queue: str, log: Path) -> Iterator[int]:
@@ -147,7 +154,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
 @pytest.fixture(scope="module")
 def releases(server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Release, Release]:
     """Two releases that differ in a flow."""
-    folder = tmp_path_factory.mktemp("envs")
+    node = tmp_path_factory.mktemp("node")
+    folder = node / "fsx/envs"
+    settings = node / "etc/superres"
+    settings.mkdir(parents=True)
+    # With a folder of another release, as it is on a login node whose worker is of one.
+    lines = [f"{name}={value}" for name, value in {**server, "PYTHONPATH": "/opt/superres"}.items()]
+    (settings / "environment").write_text("# Of the worker\n" + "\n".join(lines) + "\n")
+    (settings / "blocks.toml").write_text(pools_toml(DEVELOPMENT))
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     found: list[Release] = []
     for version in ("1.0.0", "2.0.0"):
@@ -164,6 +178,7 @@ def releases(server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
                 if each["entrypoint"].startswith("flows/preview") and each["name"] == "slurm"
             ]
             (folder / version / "prefect.yaml").write_text(yaml.safe_dump(described))
+            (folder / version / ".complete").touch()
         (folder / version / "flows/preview.py").write_text(FLOW.format(version=version))
         environment = {
             **kept,
@@ -226,7 +241,7 @@ def is_of(said: dict[str, Any], release: Release) -> bool:
 
 def test_runs_keep_their_release_and_clusters_take_turns(releases: tuple[Release, Release], tmp_path: Path) -> None:
     old, new = releases
-    old.register("--work-queue", "slurm-a")
+    old.register("slurm-a")
     with (
         old.worker("slurm-a", tmp_path / "a.log") as cluster_a,
         new.worker("slurm-b", tmp_path / "b.log") as cluster_b,
@@ -238,7 +253,7 @@ def test_runs_keep_their_release_and_clusters_take_turns(releases: tuple[Release
         # A new release on another cluster, with a run under way on the first and another one that waits for it.
         pause("slurm-a", True)
         waits = start(tmp_path / "waits")
-        new.register("--work-queue", "slurm-b")
+        new.register("slurm-b")
         second = start(tmp_path / "second")
         assert is_of(second.says("start"), new)
         assert second.says("start")["worker"] == cluster_b != cluster_a

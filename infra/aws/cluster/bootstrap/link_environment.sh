@@ -1,6 +1,6 @@
 #!/bin/bash
-# On every node, when it starts: makes /opt/superres the environment of a release, which lies complete on the file system
-# of the site. Nothing is installed: a node is ready a moment after it has booted.
+# On every node, when it starts: makes /opt/superres the environment of a release, which lies complete on the site's file
+# system. Nothing is installed: a node is ready a moment after it has booted.
 #
 # link_environment.sh RELEASE
 set -euo pipefail

