@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help run test setup ui notebook bench lint format lock docs-check clean
+.PHONY: help run test setup ui notebook bench lint format lock docs-check infra clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test         all tests        make lint    ruff and mypy      make bench   benchmarks"
 	@echo "make setup        environment      make format  ruff format        make lock    renew requirements.lock"
 	@echo "make ui           Prefect UI       make notebook  JupyterLab          make docs-check  README commands as written"
+	@echo "make infra        templates and pages of the AWS installation, checked"
 	@echo "make clean        removes what was made"
 
 setup: $(READY)
@@ -52,6 +53,13 @@ notebook: $(READY)
 docs-check: $(READY)
 	$(BIN)/python -m tests.readme_commands
 
+# Renews what is made from the stacks, and checks it. CDK has an environment of its own.
+infra: $(READY)
+	@sh infra/aws/environment.sh
+	$(BIN)/python -m infra.aws.synthesis
+	$(BIN)/python docs/make_aws_docs.py
+	$(BIN)/pytest -q tests/infra/aws/test_synthesis.py tests/infra/aws/test_templates.py tests/infra/aws/test_docs.py
+
 # Resolves pyproject.toml anew. torch is not in the lock: deployments/environment.sh installs the build for the machine.
 lock: $(READY)
 	$(BIN)/pip install --quiet "uv>=0.9"
@@ -60,4 +68,4 @@ lock: $(READY)
 	@sed -i '1i # Made by "make lock"; do not edit. torch is installed apart, in the build that fits the machine.' requirements.lock
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache output
+	rm -rf .venv infra/aws/.venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache output

@@ -39,6 +39,8 @@ ENV PATH=/opt/superres/bin:$PATH \
 USER 4200
 WORKDIR /home/superres
 EXPOSE 4200
+# Where all else is read-only, this is not: a volume has the rights that the folder has here.
+VOLUME /tmp
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s \
     CMD ["python", "-c", "import os, urllib.request as r; \
     r.urlopen('http://127.0.0.1:' + os.environ['PREFECT_SERVER_API_PORT'] + '/api/health', timeout=4)"]

@@ -48,6 +48,8 @@ ENV PATH=/opt/superres/.venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1
 USER 4200
 WORKDIR /home/superres
+# Where all else is read-only, this is not: a volume has the rights that the folder has here.
+VOLUME /tmp
 # A job that hangs is known by its lease; this says whether the image itself is sound.
 HEALTHCHECK --interval=60s --timeout=30s CMD ["superres", "--help"]
 ENTRYPOINT ["superres"]

@@ -1,8 +1,7 @@
 """Records in a table of DynamoDB, for runs that start anywhere.
 
-The table has the key `job_id` and two indexes, `by-owner` and `by-state`, which hold whole records and are seconds
-behind at times. Values keep their types, so the records can be read with the tools of AWS. DynamoDB removes records by
-itself after `expires_at`, hours late.
+The table is described in `tasks.ledger.table`; its indexes are seconds behind at times. Values keep their types, so the
+records can be read with the tools of AWS. DynamoDB removes records that have expired by itself, hours late.
 
 A write that is refused brings the record it met, so a job is tracked without reading anything.
 """
@@ -17,6 +16,7 @@ from tasks.aws import AwsSettings, aws_client
 from tasks.errors import LedgerError
 from tasks.ledger.backend import ConflictError
 from tasks.ledger.record import JobRecord, JobState
+from tasks.ledger.table import BY_OWNER, BY_STATE, INDEXES, KEY, TIME_TO_LIVE, Index
 
 #: Records asked for at once: some kilobytes each, and DynamoDB sends no more than a megabyte.
 _PAGE: Final = 200
@@ -53,30 +53,29 @@ class DynamoBackend:
         """Nothing: the table is the installation's, and its first use tells whether it is there."""
 
     def read(self, job_id: str) -> JobRecord | None:
-        answer = self._call("get_item", Key={"job_id": {"S": job_id}}, ConsistentRead=True)
+        answer = self._call("get_item", Key={KEY: {"S": job_id}}, ConsistentRead=True)
         return _record(answer["Item"]) if "Item" in answer else None
 
     def create(self, record: JobRecord) -> None:
-        self._write("put_item", Item=_item(record), ConditionExpression="attribute_not_exists(job_id)")
+        self._write("put_item", Item=_item(record), ConditionExpression=f"attribute_not_exists({KEY})")
 
     def replace(self, record: JobRecord, seen: JobRecord) -> None:
         self._write("put_item", Item=_item(record), **_still(seen))
 
     def delete(self, seen: JobRecord) -> None:
-        self._write("delete_item", Key={"job_id": {"S": seen.job_id}}, **_still(seen))
+        self._write("delete_item", Key={KEY: {"S": seen.job_id}}, **_still(seen))
 
     def by_owner(self, owner: str, since: float | None, limit: int | None) -> list[JobRecord]:
-        bound = None if since is None else ("created_at >= :bound", since)
-        return self._query("by-owner", "owner", owner, bound, limit, newest_first=True)
+        bound = None if since is None else (f"{BY_OWNER.order} >= :bound", since)
+        return self._query(BY_OWNER, owner, bound, limit, newest_first=True)
 
     def by_state(self, state: JobState, before: float | None, limit: int | None) -> list[JobRecord]:
-        bound = None if before is None else ("updated_at < :bound", before)
-        return self._query("by-state", "state", str(state), bound, limit, newest_first=False)
+        bound = None if before is None else (f"{BY_STATE.order} < :bound", before)
+        return self._query(BY_STATE, str(state), bound, limit, newest_first=False)
 
     def _query(
         self,
-        index: str,
-        key: str,
+        index: Index,
         value: str,
         bound: tuple[str, float] | None,
         limit: int | None,
@@ -91,9 +90,9 @@ class DynamoBackend:
         while limit is None or len(found) < limit:
             answer = self._call(
                 "query",
-                IndexName=index,
+                IndexName=index.name,
                 KeyConditionExpression=condition,
-                ExpressionAttributeNames={"#key": key},  # `state` and `owner` are words of DynamoDB's language.
+                ExpressionAttributeNames={"#key": index.partition},  # Words of DynamoDB's language.
                 ExpressionAttributeValues=values,
                 ScanIndexForward=not newest_first,
                 Limit=_PAGE if limit is None else min(_PAGE, limit - len(found)),
@@ -120,8 +119,7 @@ def create_table(settings: AwsSettings, table: str) -> None:
     Raises:
         LedgerError: It cannot be made.
     """
-    keys = ("job_id", "S"), ("owner", "S"), ("created_at", "N"), ("state", "S"), ("updated_at", "N")
-    indexes = ("by-owner", "owner", "created_at"), ("by-state", "state", "updated_at")
+    keys = [(KEY, "S"), *((index.partition, "S") for index in INDEXES), *((index.order, "N") for index in INDEXES)]
     with _own_errors(table, settings):
         client = aws_client("dynamodb", settings)
         try:
@@ -129,17 +127,21 @@ def create_table(settings: AwsSettings, table: str) -> None:
                 TableName=table,
                 BillingMode="PAY_PER_REQUEST",
                 AttributeDefinitions=[{"AttributeName": name, "AttributeType": kind} for name, kind in keys],
-                KeySchema=_key("job_id"),
+                KeySchema=_key(KEY),
                 GlobalSecondaryIndexes=[
-                    {"IndexName": index, "KeySchema": _key(*names), "Projection": {"ProjectionType": "ALL"}}
-                    for index, *names in indexes
+                    {
+                        "IndexName": index.name,
+                        "KeySchema": _key(index.partition, index.order),
+                        "Projection": {"ProjectionType": "ALL"},
+                    }
+                    for index in INDEXES
                 ],
             )
         except client.exceptions.ResourceInUseException:
             return
         client.get_waiter("table_exists").wait(TableName=table, WaiterConfig={"Delay": 1, "MaxAttempts": 120})
         client.update_time_to_live(
-            TableName=table, TimeToLiveSpecification={"Enabled": True, "AttributeName": "expires_at"}
+            TableName=table, TimeToLiveSpecification={"Enabled": True, "AttributeName": TIME_TO_LIVE}
         )
         client.update_continuous_backups(
             TableName=table, PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": True}

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from random import Random
 from types import ModuleType
-from typing import Any, Final
+from typing import Any
 from urllib.parse import quote_plus
 from urllib.request import Request, urlopen
 from uuid import uuid4
@@ -28,9 +26,7 @@ from pydantic import BaseModel, ConfigDict
 
 from infra.prefect_server import Api
 from tests.aws import running_aws
-
-#: Loaded by its path: no import can name a folder called `lambda`.
-HANDLER: Final = Path(__file__).parents[3] / "infra" / "aws" / "lambda" / "handler.py"
+from tests.infra.aws.handler import load_handler
 
 Runs = Callable[[], list[Any]]
 
@@ -49,13 +45,8 @@ def upscale_video(source: str, destination: str, options: Options = Options()) -
 
 
 @pytest.fixture
-def handler(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("event_handler", HANDLER)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "event_handler", module)  # Where dataclasses look their module up.
-    spec.loader.exec_module(module)
-    return module
+def handler() -> ModuleType:
+    return load_handler()
 
 
 @pytest.fixture
@@ -192,6 +183,68 @@ def test_keys_are_taken_as_they_are_meant(handler: ModuleType, runs: Runs, bucke
     key = "incoming/50% off + más/a=b?c#d.mkv"
     handler.handler(_batch(_event(bucket, key), _notification(bucket, key)))
     assert [run.parameters["source"] for run in runs()] == [f"s3://{bucket}/{key}"]
+
+
+def _documented(bucket: str, key: str, version: str, sequencer: str) -> dict[str, Any]:
+    """An event of EventBridge with all its fields, as the documentation of S3 shows it."""
+    return {
+        "version": "0",
+        "id": "17793124-05d4-b198-2fde-7ededc63b103",
+        "detail-type": "Object Created",
+        "source": "aws.s3",
+        "account": "111122223333",
+        "time": "2026-11-12T00:00:00Z",
+        "region": "us-east-1",
+        "resources": [f"arn:aws:s3:::{bucket}"],
+        "detail": {
+            "version": "0",
+            "bucket": {"name": bucket},
+            "object": {
+                "key": key,
+                "size": 5_368_709_120,
+                "etag": "b1946ac92492d2347c6235b4d2611184-640",
+                "version-id": version,
+                "sequencer": sequencer,
+            },
+            "request-id": "N4N7GDK58NMKJ12R",
+            "requester": "123456789012",
+            "source-ip-address": "10.20.3.4",
+            "reason": "CompleteMultipartUpload",
+        },
+    }
+
+
+def _with_attributes(event: dict[str, Any], received: int) -> dict[str, Any]:
+    """A batch of one message with all that Lambda says of it."""
+    message = {
+        "messageId": f"{uuid4()}",
+        "receiptHandle": "AQEBwJnKyrHigUMZj6rYigCgxlaS3SLy0a",
+        "body": json.dumps(event),
+        "attributes": {
+            "ApproximateReceiveCount": str(received),
+            "SentTimestamp": "1794441600000",
+            "SenderId": "AIDAIENQZJOLO23YVJ4VO",
+            "ApproximateFirstReceiveTimestamp": "1794441600001",
+        },
+        "messageAttributes": {},
+        "md5OfBody": "e4e68fb7bd0e697a0ae8f1bb342846b3",
+        "eventSource": "aws:sqs",
+        "eventSourceARN": "arn:aws:sqs:us-east-1:111122223333:uploads",
+        "awsRegion": "us-east-1",
+    }
+    return {"Records": [message]}
+
+
+def test_uploads_that_arrive_in_any_order_and_again_are_each_one_run(
+    handler: ModuleType, runs: Runs, bucket: str, chance: Random
+) -> None:
+    uploads = [(f"incoming/{name}.mkv", version) for name in "abc" for version in ("v1", "v2")]
+    events = [_documented(bucket, key, version, f"00{version}") for key, version in uploads] * 3
+    chance.shuffle(events)
+    for event in events:
+        assert _failed(handler.handler(_with_attributes(event, received=chance.randint(1, 5)))) == []
+    # Of two versions of a name both are asked for, whichever was heard of first.
+    assert [run.parameters["source"] for run in runs()] == sorted(f"s3://{bucket}/{key}" for key, _ in uploads)
 
 
 def test_only_messages_that_failed_come_again(handler: ModuleType, runs: Runs, bucket: str) -> None:
