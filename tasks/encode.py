@@ -44,7 +44,7 @@ def encode_upscaled(plan: Plan, chunk: Chunk) -> StageReport:
                 path,
                 plan.profile,
                 rate=plan.table.rate,
-                sample_aspect_ratio=plan.facts.sample_aspect_ratio,
+                sample_aspect_ratio=plan.sample_aspect_ratio,
                 first_frame=chunk.first,
                 concurrency=usable_cores(),
             )

@@ -162,11 +162,9 @@ def test_a_destination_of_unknown_kind_is_refused_by_name(places: Places, name: 
         ("relative.ffconcat", SourceError),
         ("no-index.mp4", SourceError),
         ("bomb.y4m", SourceError),
-        ("ten-bit.mkv", UnsupportedSourceError),
-        ("full-chroma.mkv", UnsupportedSourceError),
-        ("interlaced.ts", UnsupportedSourceError),
-        ("rotated.mp4", UnsupportedSourceError),
-        ("odd-size.mkv", UnsupportedSourceError),
+        ("sixteen-bit.mkv", UnsupportedSourceError),
+        ("ictcp.mkv", UnsupportedSourceError),
+        ("telecined.ts", UnsupportedSourceError),
     ],
 )
 def test_a_source_that_cannot_be_done_is_refused_by_name(

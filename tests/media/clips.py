@@ -238,6 +238,12 @@ RECIPES: Final[dict[str, Callable[[Clips, Path], None]]] = {
     "rich.mp4": _rich("mov_text"),
     "cover-art.mp4": _cover_art,
     # Valid videos that are refused.
+    "sixteen-bit.mkv": _simple("-c:v", "ffv1", "-pix_fmt", "yuv420p16le"),
+    "ictcp.mkv": _simple(*_X264, filters="setparams=colorspace=ictcp"),
+    "telecined.ts": _simple(
+        *("-c:v", "mpeg2video", "-qscale:v", "2", "-flags", "+ildct+ilme"), filters="telecine", rate="24000/1001"
+    ),
+    # Traits of valid videos that are not in `GOOD`, because their frames are not those of one plain decode.
     "variable-rate.mkv": _variable_rate,
     "ten-bit.mkv": _simple("-c:v", "ffv1", "-pix_fmt", "yuv420p10le"),
     "full-chroma.mkv": _simple("-c:v", "ffv1", "-pix_fmt", "yuv444p"),

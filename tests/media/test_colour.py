@@ -190,15 +190,40 @@ def test_picture_that_is_not_put_together_yet(scale: int, size: tuple[int, int])
     assert (whole != apart).float().mean() < 1e-3
 
 
-@pytest.mark.parametrize("pix_fmt", ["yuv422p", "yuv444p"])
-def test_other_chroma_layouts_need_only_their_name(pix_fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    shifts = {"yuv422p": (1, 0, 1), "yuv444p": (0, 0, 1)}[pix_fmt]
-    monkeypatch.setitem(PIXEL_LAYOUTS, pix_fmt, shifts)
-    f = PictureFormat(24, 18, pix_fmt, Colour("bt709", False))
-    picture = as_tensor(smooth_picture(18, 24))
+@pytest.mark.parametrize("pix_fmt", sorted(set(PIXEL_LAYOUTS) - {"gray", "gray9le", "gray10le", "gray12le", "gray14le"}))
+@pytest.mark.parametrize("full", [False, True])
+def test_every_layout_holds_a_smooth_picture(pix_fmt: str, full: bool) -> None:
+    layout = PIXEL_LAYOUTS[pix_fmt]
+    f = PictureFormat(24, 20, pix_fmt, Colour("gbr" if layout.model == "rgb" else "bt709", full))
+    picture = as_tensor(smooth_picture(20, 24))
     planes = RgbToPlanes(f)(picture)
     assert planes.shape == (1, f.frame_bytes)
-    assert (PlanesToRgb(f)(planes) - picture).abs().max() < 4 / 255
+    steps = 10 if layout.shift_x + layout.shift_y > 2 else 4
+    assert (PlanesToRgb(f)(planes) - picture).abs().max() < steps / 255
+
+
+@pytest.mark.parametrize("bits", [8, 9, 10, 12, 14])
+def test_grey_of_every_depth_is_kept_to_the_sample(bits: int) -> None:
+    f = PictureFormat(64, 4, "gray" if bits == 8 else f"gray{bits}le", Colour("bt709", full_range=True))
+    samples = np.linspace(0, (1 << bits) - 1, 256).round().astype(np.uint8 if bits == 8 else "<u2")
+    planes = torch.from_numpy(samples.view(np.uint8)[None].copy())
+    assert torch.equal(RgbToPlanes(f)(PlanesToRgb(f)(planes)), planes)
+
+
+@pytest.mark.parametrize("matrix", [*LUMA_WEIGHTS, "ycgco"])
+@pytest.mark.parametrize("full", [False, True])
+def test_every_sample_in_gamut_comes_back_at_full_chroma(matrix: str, full: bool) -> None:
+    """All 8-bit YUV 4:4:4 samples on a grid of three, and those beside it, that lie within 0..1 as RGB."""
+    values = np.arange(0, 256, 3, dtype=np.uint8)
+    y, u, v = (axis.ravel() for axis in np.meshgrid(values, values, values, indexing="ij"))
+    f = PictureFormat(len(y), 1, "yuv444p", Colour(matrix, full))
+    planes = torch.from_numpy(np.concatenate([y, u, v])[None])
+    rgb = PlanesToRgb(f)(planes)
+    inside = ((rgb >= 0) & (rgb <= 1)).all(dim=1).reshape(-1)
+    assert inside.sum() > 10_000
+    back = RgbToPlanes(f)(rgb.clamp(0, 1))
+    error = (back.int() - planes.int()).abs().reshape(3, -1)
+    assert error[:, inside].max() <= 1
 
 
 @pytest.mark.parametrize("matrix", ["bt709", "smpte170m"])
@@ -221,7 +246,7 @@ def test_agrees_with_ffmpeg(matrix: str, full: bool) -> None:
 
 
 def test_unknown_colours_are_refused() -> None:
-    for bad in (form(4, 4, "ycgco"), form(4, 4, site="somewhere")):
+    for bad in (form(4, 4, "ictcp"), form(4, 4, site="somewhere")):
         with pytest.raises(UnsupportedSourceError, match="not supported"):
             PlanesToRgb(bad)
         with pytest.raises(UnsupportedSourceError, match="not supported"):
