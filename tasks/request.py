@@ -343,7 +343,7 @@ def _target_picture(request: UpscaleRequest, facts: SourceFacts, profile: Encode
     shape = facts.sample_aspect_ratio if request.square_pixels else Fraction(1)
     width = 2 * round(facts.width * factor * shape / 2)
     if not request.square_pixels and profile.shapeless:
-        shape_argument(width, height, facts.sample_aspect_ratio)  # Refuses what cannot be said.
+        shape_argument(width, height, facts.sample_aspect_ratio, profile.name)  # Refuses what cannot be said.
     if max(width, height) > LARGEST_SIDE:
         raise SettingsError(f"the result would be {width}x{height}", f"Sides of at most {LARGEST_SIDE} are possible")
     source = facts.picture

@@ -11,11 +11,17 @@ import xxhash
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.chunks import Chunk
 from tasks.errors import SourceError, VerificationError
 from tasks.failures import at
+from tasks.media.encoders import EncodedChunk, read_manifest
 from tasks.media.mux import MuxReport, is_blank, payload
 from tasks.media.probe import SourceFacts, open_source, probe
 from tasks.plan import Plan, load_plan
+
+#: A frame whose brightness, shrunk to the source's size, has less than this PSNR in dB against the source shows
+#: something else: different shots of a film have about 10, the bundled models on their worst frames above 20.
+_LEAST_PSNR = 12.0
 
 #: Seconds by which a copied packet may move: the rounding of containers that hold times in milliseconds.
 _LARGEST_SHIFT = 0.002
@@ -42,6 +48,8 @@ def verify_result(plan: Plan, muxed: MuxReport) -> None:
     except SourceError as error:
         raise _difference(f"the written file cannot be read back ({error.problem})") from error
     _compare_pictures(plan, result)
+    for chunk in plan.chunks:
+        _expect_close(chunk, read_manifest(plan.encoded(chunk)))
     expected = plan.table.pts.astype(object) * plan.table.time_base - _start_seconds(plan)
     times: list[Fraction] = []
     streams = [result.video_index, *(index for index in range(len(result.streams)) if index != result.video_index)]
@@ -86,6 +94,16 @@ def verify_result(plan: Plan, muxed: MuxReport) -> None:
             shift = max(abs(written_span[0] - wanted_span[0]), abs(written_span[1] - wanted_span[1]))
             if shift > _LARGEST_SHIFT:
                 raise _difference(f"stream {index} is shifted by {shift:.3f} s against the picture")
+
+
+def _expect_close(chunk: Chunk, found: EncodedChunk) -> None:
+    """Refuse a chunk that shows something else than its source, or the same at another time."""
+    which = f"chunk {chunk.index} (frames {chunk.first}-{chunk.last})"
+    if 2 * found.misplaced > chunk.frames:
+        raise _difference(f"{which} drifts: {found.misplaced} of its frames show a moment beside their own")
+    if found.worst_psnr is not None and found.worst_psnr < _LEAST_PSNR:
+        frame = chunk.first + found.worst_frame
+        raise _difference(f"{which}: frame {frame} is far from its source, with a PSNR of {found.worst_psnr:.1f} dB")
 
 
 def _start_seconds(plan: Plan) -> Fraction:

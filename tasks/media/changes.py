@@ -183,7 +183,7 @@ def _parts(frame: Frame, picture: PictureFormat, box: Box) -> Iterator[NDArray[A
 
 
 def cut_out(frame: Frame, picture: PictureFormat, box: Box) -> Frame:
-    """What `frame` shows in `box`, whose corners lie on whole chroma cells, as a frame of its own: uint8 `[frame_bytes]`."""
+    """What `frame` shows in `box`, with corners on whole chroma cells, as a frame of its own: uint8 `[frame_bytes]`."""
     return np.concatenate([part.reshape(-1) for part in _parts(frame, picture, box)]).view(np.uint8)
 
 

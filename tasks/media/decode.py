@@ -67,9 +67,7 @@ def decode_frames(
         raise FrameError(f"{facts.path}: frame {number} cannot be made of its fields", "Report this", frame=number)
 
 
-def _pictures(
-    facts: SourceFacts, table: FrameTable, first: int, last: int, threads: int
-) -> Iterator[av.VideoFrame]:
+def _pictures(facts: SourceFacts, table: FrameTable, first: int, last: int, threads: int) -> Iterator[av.VideoFrame]:
     """Pictures `first..last` of the stream, whose times `table` holds."""
     wanted = table.pts[first : last + 1]
     done = 0

@@ -27,11 +27,15 @@ import xxhash
 from tasks.errors import FrameError, SettingsError
 from tasks.media import ffmpeg
 from tasks.media.chunk_file import ChunkReader, partial_path
+from tasks.media.closeness import Closeness
 from tasks.media.light import Light
 from tasks.media.pixels import PictureFormat
 
 #: Version of what `encode_chunk` writes; part of every chunk key.
 ENCODE_VERSION: Final = 2
+
+#: Full range in the numbers of libavutil.
+_FULL_RANGE: Final = 2
 
 #: Frames handed to an encoder at a time: a few megabytes, so that memory stays flat at any picture size.
 _FEED_FRAMES: Final = 2
@@ -216,6 +220,12 @@ class EncodedChunk:
     bytes: int
     digest: str
     """XXH3 (128 bits) of the file."""
+    worst_psnr: float | None = None
+    """Of the frame that is farthest from its source, in dB; `None` if nobody compared."""
+    worst_frame: int = 0
+    """Its number within the chunk."""
+    misplaced: int = 0
+    """Frames that are closer to a neighbour of their source than to their source."""
 
     @staticmethod
     def manifest_path(path: Path) -> Path:
@@ -231,6 +241,7 @@ def encode_chunk(
     sample_aspect_ratio: Fraction,
     first_frame: int,
     concurrency: int,
+    closeness: Closeness | None = None,
 ) -> EncodedChunk:
     """Encode a chunk file to a Matroska file of closed groups of pictures, and check that it decodes.
 
@@ -242,6 +253,7 @@ def encode_chunk(
         sample_aspect_ratio: Width to height of one sample.
         first_frame: Number of the first frame in the whole source, a multiple of the group length.
         concurrency: Groups encoded at the same time, one thread each.
+        closeness: Compares what is decoded with the frames of the source.
 
     Raises:
         ChunkFileError: The source fails its checksums.
@@ -267,9 +279,14 @@ def encode_chunk(
                 pool.shutdown(wait=False, cancel_futures=True)  # The chunk is lost; do not encode the rest of it.
                 raise
         try:
-            _concatenate(groups, partial, rate)
-            _expect_frames(partial, len(reader), reader.picture, first_frame)
+            _concatenate(groups, partial, rate, reader.picture)
+            _expect_frames(partial, len(reader), reader.picture, first_frame, closeness)
             manifest = EncodedChunk(len(reader), partial.stat().st_size, file_digest(partial))
+            if closeness is not None:
+                worst = round(closeness.worst, 2)
+                manifest = replace(
+                    manifest, worst_psnr=worst, worst_frame=closeness.worst_frame, misplaced=closeness.misplaced
+                )
             record = Path(folder) / "manifest.json"
             record.write_text(json.dumps(asdict(manifest)))
             os.replace(partial, target)
@@ -279,11 +296,16 @@ def encode_chunk(
     return manifest
 
 
+def read_manifest(path: Path) -> EncodedChunk:
+    """What the manifest of an encoded chunk says, unchecked."""
+    return EncodedChunk(**json.loads(EncodedChunk.manifest_path(path).read_text()))
+
+
 def read_encoded(path: Path, frames: int) -> EncodedChunk | None:
     """The manifest of an encoded chunk that is complete and undamaged; anything else is removed and gives `None`."""
     manifest_path = EncodedChunk.manifest_path(path)
     try:
-        manifest = EncodedChunk(**json.loads(manifest_path.read_text()))
+        manifest = read_manifest(path)
         if manifest.frames == frames and manifest.bytes == path.stat().st_size and manifest.digest == file_digest(path):
             return manifest
     except (OSError, ValueError, TypeError):
@@ -336,6 +358,8 @@ def group_command(
         video_size=(picture.width, picture.height),
         framerate=str(rate),
     )
+    if profile.encoder == "ffv1" and colour.full_range:
+        del tags["range"]  # Its encoder would have it converted; what is not said is not touched.
     # Tags go through filters: options of the output do not reach the stream in every version of ffmpeg.
     # Left is what is taken for granted where nothing is said.
     if picture.layout.shift_y and colour.chroma_location != "left":
@@ -368,7 +392,7 @@ def packets_in_decoding_order(path: Path) -> Iterator[tuple[av.Packet, int]]:
         yield packet, ranks[index]
 
 
-def _concatenate(groups: Sequence[Path], target: Path, rate: Fraction) -> None:
+def _concatenate(groups: Sequence[Path], target: Path, rate: Fraction, picture: PictureFormat) -> None:
     """Copy the packets of all groups into one file; times are frame numbers, which is all that later stages need."""
     with av.open(f"file:{target}", "w", format="matroska", options={"fflags": "+bitexact"}) as output:
         stream = None
@@ -377,6 +401,8 @@ def _concatenate(groups: Sequence[Path], target: Path, rate: Fraction) -> None:
             if stream is None:
                 with av.open(f"file:{group}") as first:
                     stream = output.add_stream_from_template(first.streams.video[0], opaque=True)
+                    if picture.colour.full_range:
+                        stream.codec_context.color_range = _FULL_RANGE
             count = 0
             for packet, rank in packets_in_decoding_order(group):
                 packet.stream = stream
@@ -388,8 +414,10 @@ def _concatenate(groups: Sequence[Path], target: Path, rate: Fraction) -> None:
             base += count
 
 
-def _expect_frames(path: Path, frames: int, picture: PictureFormat, first_frame: int) -> None:
-    """Decode an encoded chunk and count.
+def _expect_frames(
+    path: Path, frames: int, picture: PictureFormat, first_frame: int, closeness: Closeness | None
+) -> None:
+    """Decode an encoded chunk, count, and compare with the source.
 
     Raises:
         FrameError: A frame is missing or of another size.
@@ -403,6 +431,8 @@ def _expect_frames(path: Path, frames: int, picture: PictureFormat, first_frame:
             for frame in container.decode(stream):
                 if (frame.width, frame.height) != (picture.width, picture.height):
                     break
+                if closeness is not None:
+                    closeness.add(frame, picture)
                 seen += 1
     except av.error.FFmpegError as error:
         raise FrameError(

@@ -240,7 +240,8 @@ def filtered(
 ) -> Iterator[av.VideoFrame]:
     """What one of ffmpeg's filters makes of frames, which are brought into the layout of `picture` before."""
     graph = Graph()
-    source = graph.add_buffer(width=picture.width, height=picture.height, format=picture.pix_fmt, time_base=time_base)
+    layout = av.VideoFormat(picture.pix_fmt)
+    source = graph.add_buffer(width=picture.width, height=picture.height, format=layout, time_base=time_base)
     chain = graph.add(name, arguments or None)
     sink = graph.add("buffersink")
     source.link_to(chain)
@@ -263,6 +264,8 @@ def filtered(
 def _pulled(sink: av.filter.FilterContext) -> Iterator[av.VideoFrame]:
     while True:
         try:
-            yield sink.pull()
+            frame = sink.pull()
         except (av.error.BlockingIOError, av.error.EOFError):
             return
+        assert isinstance(frame, av.VideoFrame)
+        yield frame

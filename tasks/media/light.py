@@ -7,16 +7,23 @@ hold for the enlarged picture as they did for the source.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
 import av
+from av.sidedata.sidedata import SideData as SideDataItem
 from av.sidedata.sidedata import Type as SideData
 
 #: AVMasteringDisplayMetadata: primaries R, G, B as x and y, white point, least and most luminance, each a rational;
 #: then whether primaries and luminance are given.
 _MASTERING: Final = struct.Struct("=22i")
+
+#: AVContentLightMetadata: brightest pixel, brightest frame on average.
+_CONTENT: Final = struct.Struct("=2I")
+
+_SAYS: Final = (SideData.MASTERING_DISPLAY_METADATA, SideData.CONTENT_LIGHT_LEVEL)
 
 #: Units of x265: 0.00002 of a chromaticity and 0.0001 cd/m2.
 _CHROMATICITY: Final = 50_000
@@ -35,18 +42,21 @@ class Light:
     @classmethod
     def of(cls, frame: av.VideoFrame) -> Light:
         """That of a frame."""
-        mastering = content = ()
-        if (data := frame.side_data.get(SideData.MASTERING_DISPLAY_METADATA)) is not None:
-            mastering = _mastering(bytes(data))
-        if (data := frame.side_data.get(SideData.CONTENT_LIGHT_LEVEL)) is not None:
-            content = struct.unpack_from("=2I", bytes(data))
-        return cls(mastering, content)
+        found = cls.side_data(frame)
+        mastering, content = (found.get(kind) for kind in _SAYS)
+        return cls(_mastering(mastering) if mastering else (), _CONTENT.unpack_from(content) if content else ())
+
+    @staticmethod
+    def side_data(frame: av.VideoFrame) -> dict[SideData, bytes]:
+        """All that is attached to a frame, by its kind."""
+        attached: Iterable[SideDataItem] = iter(frame.side_data)  # type: ignore[assignment]
+        return {data.type: bytes(data) for data in attached}
 
     def options(self, encoder: str) -> dict[str, str]:
         """What to say to an encoder, by the names of ffmpeg's private options: parameters joined by colons."""
         if encoder == "libsvtav1":
             scales = [_CHROMATICITY] * 8 + [_LUMINANCE] * 2
-            values = [f"{value / scale:.5f}" for value, scale in zip(self.mastering, scales, strict=bool(self.mastering))]
+            values = [f"{value / scale:.5f}" for value, scale in zip(self.mastering, scales, strict=False)]
         else:
             values = [str(value) for value in self.mastering]
         names = {

@@ -234,7 +234,7 @@ def _muxer_options(muxer: str, table: FrameTable) -> dict[str, str]:
     return options
 
 
-def shape_argument(width: int, height: int, sample_aspect_ratio: Fraction) -> str:
+def shape_argument(width: int, height: int, sample_aspect_ratio: Fraction, profile: str = "the container") -> str:
     """The shape of a picture as ffmpeg must be told it for a copy: it keeps ratios of numbers up to 255.
 
     Raises:
@@ -243,7 +243,7 @@ def shape_argument(width: int, height: int, sample_aspect_ratio: Fraction) -> st
     shape = Fraction(width, height) * sample_aspect_ratio
     if sample_aspect_ratio != 1 and max(shape.numerator, shape.denominator) > _LARGEST_IN_RATIO:
         raise SettingsError(
-            f"a picture of {width}x{height} samples of shape {sample_aspect_ratio} cannot be stored with this encoder",
+            f"{profile} cannot store that samples of {width}x{height} are of shape {sample_aspect_ratio}",
             "Add --square-pixels, or choose --encoder h264 or h265",
         )
     return f"{shape.numerator}:{shape.denominator}"

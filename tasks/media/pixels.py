@@ -57,8 +57,8 @@ PIXEL_LAYOUTS: Final[dict[str, PixelLayout]] = _layouts()
 #: Formats that decoders give and that hold the same samples in another order -> the layout they are unpacked to.
 _UNPACKED: Final = {
     **{f"yuvj{digits}p": f"yuv{digits}p" for digits in ("420", "422", "444", "440", "411")},
-    **{name: "gbrp" for name in ("rgb24", "bgr24", "rgb0", "bgr0", "0rgb", "0bgr")},
-    **{name: "gbrap" for name in ("rgba", "bgra", "argb", "abgr", "pal8")},
+    **dict.fromkeys(("rgb24", "bgr24", "rgb0", "bgr0", "0rgb", "0bgr"), "gbrp"),
+    **dict.fromkeys(("rgba", "bgra", "argb", "abgr", "pal8"), "gbrap"),
     **{"nv12": "yuv420p", "nv21": "yuv420p", "nv16": "yuv422p", "yuyv422": "yuv422p", "uyvy422": "yuv422p"},
 }
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict, dataclass, replace
+import struct
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
@@ -117,7 +118,7 @@ class SourceFacts:
     """Degrees by which a player turns the picture, counter-clockwise."""
     display_matrix: tuple[int, ...] = ()
     """How a player turns and mirrors the picture, nine numbers as libavutil has them; empty for not at all."""
-    light: Light = Light()
+    light: Light = field(default_factory=Light)
     """What the stream says about its mastering display and its brightest pixels."""
 
     @property
@@ -298,8 +299,8 @@ def _named(container: InputContainer, index: int, path: Path) -> AvVideoStream:
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, ...]:
-    data = frame.side_data.get(SideData.DISPLAYMATRIX)
-    matrix = tuple(memoryview(data).cast("B").cast("i")) if data is not None else ()
+    found = Light.side_data(frame).get(SideData.DISPLAYMATRIX)
+    matrix = struct.unpack_from("=9i", found) if found else ()
     return () if matrix == _UPRIGHT else matrix
 
 

@@ -240,7 +240,9 @@ class Engine:
     def _reach(self) -> int:
         """How far a changed sample of the source can be from a sample of the result that it changes, in pixels."""
         cell = 1 << max(self.source.layout.shift_x, self.source.layout.shift_y, 1)
-        from_chroma = 2 * cell + 1  # Two chroma samples on, from the near end of the own one to the far end of the other.
+        from_chroma = (
+            2 * cell + 1
+        )  # Two chroma samples on, from the near end of the own one to the far end of the other.
         scale = self._part_scale or self.card.scale
         shrinking = math.ceil(2 / scale) + 1 if scale < self.card.scale else 0  # A cubic, two pixels of the result.
         to_chroma = math.ceil(5 / scale) + 1

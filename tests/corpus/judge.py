@@ -9,6 +9,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ def _video(path: Path, sample: Sample | None = None) -> int:
     if sample is not None and "stream" in sample.settings:
         return int(sample.settings["stream"])
     with av.open(str(path)) as container:
-        sizes = [(-s.codec_context.width * s.codec_context.height, s.index) for s in container.streams if _is_picture(s)]
+        sizes = [
+            (-s.codec_context.width * s.codec_context.height, s.index) for s in container.streams if _is_picture(s)
+        ]
     return min(sizes)[1]
 
 
@@ -111,7 +114,7 @@ def complaints(sample: Sample, source: Path, result: Path, factor: int = 2) -> I
 def _times_differ(source: Path, result: Path, before: int, after: int, doubled: bool) -> Iterator[str]:
     wanted, written = shown_times(source, before), shown_times(result, after)
     if doubled:
-        between = [(a + b) / 2 for a, b in zip(wanted, wanted[1:], strict=False)]
+        between = [(a + b) / 2 for a, b in pairwise(wanted)]
         between.append(wanted[-1] + (wanted[-1] - wanted[-2]) / 2)
         wanted = [time for pair in zip(wanted, between, strict=True) for time in pair]
     if len(wanted) != len(written):
@@ -127,9 +130,7 @@ def _times_differ(source: Path, result: Path, before: int, after: int, doubled: 
         yield f"a frame is shown {float(worst):.6f} s early or late"
 
 
-def _pictures_differ(
-    sample: Sample, source: Path, result: Path, before: int, after: int, factor: int
-) -> Iterator[str]:
+def _pictures_differ(sample: Sample, source: Path, result: Path, before: int, after: int, factor: int) -> Iterator[str]:
     old, new = first_frame(source, before), first_frame(result, after)
     if new.format.name.replace("yuvj", "yuv") != sample.pix_fmt.replace("bgr0", "gbrp"):
         yield f"pixel format {new.format.name} instead of {sample.pix_fmt}"
@@ -163,9 +164,7 @@ def _matrix(path: Path, index: int) -> tuple[int, ...]:
     command = [binary(), "-hide_banner", "-noautorotate", "-i", str(path), "-map", f"0:{index}", "-frames:v", "1"]
     command += ["-vf", "showinfo", "-f", "null", "-"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return tuple(
-        int(number) for row in re.findall(r"0000000\d: +(-?\d+) +(-?\d+) +(-?\d+)", text) for number in row
-    )
+    return tuple(int(number) for row in re.findall(r"0000000\d: +(-?\d+) +(-?\d+) +(-?\d+)", text) for number in row)
 
 
 def _streams_differ(source: Path, result: Path, before: int, after: int, sample: Sample) -> Iterator[str]:
@@ -180,9 +179,14 @@ def _streams_differ(source: Path, result: Path, before: int, after: int, sample:
             yield f"streams {kinds[1]} instead of {kinds[0]}"
         # MP4 marks the first stream of a kind as default where none is, and titles of chapters are a stream there.
         default = int(Disposition.default) if result.suffix in (".mp4", ".mov") else 0
-        said = [[_said(c.streams[i], default) for i, c in zip(pair, (a, b), strict=True)] for pair in [(before, after), *pairs]]
+        said = [
+            [_said(c.streams[i], default) for i, c in zip(pair, (a, b), strict=True)]
+            for pair in [(before, after), *pairs]
+        ]
         yield from (f"stream says {new} instead of {old}" for old, new in said if not old.items() <= new.items())
-        chapters = [[(c["metadata"], round(c["start"] * float(c["time_base"]), 3)) for c in x.chapters()] for x in (a, b)]
+        chapters = [
+            [(c["metadata"], round(c["start"] * float(c["time_base"]), 3)) for c in x.chapters()] for x in (a, b)
+        ]
         if chapters[0] != chapters[1]:
             yield f"chapters {chapters[1]} instead of {chapters[0]}"
         titles = [{k.lower(): v for k, v in c.metadata.items() if k.lower() in ("title", "artist")} for c in (a, b)]
@@ -195,8 +199,9 @@ def _streams_differ(source: Path, result: Path, before: int, after: int, sample:
             second.pop()  # In MP4 an empty line ends the last one.
         if [without_adts(p.data) for p in first] != [without_adts(p.data) for p in second]:
             yield f"packets of stream {original} differ ({len(second)} of {len(first)})"
-        elif any(abs((p.time or 0) - (q.time or 0) - shift) > Fraction(1, 500) for p, q in zip(first, second, strict=True)
-                 if p.time is not None):  # fmt: skip
+            continue
+        moved = [(p.time, q.time or Fraction(0)) for p, q in zip(first, second, strict=True) if p.time is not None]
+        if any(abs(old - new - shift) > Fraction(1, 500) for old, new in moved):
             yield f"stream {original} is shifted"
 
 

@@ -129,7 +129,9 @@ def _times(rule: Callable[[int], int], ending: str = "mkv", base: Fraction = Fra
 def _late_picture(folder: Path, path: Path) -> None:
     """Sound from the start, the picture 0.4 s later; in MP4 that is an empty edit."""
     late = ("-itsoffset", "0.4", *source())
-    run_ffmpeg(*late, *tone(seconds=SECONDS + 0.4), "-vf", _PLAIN, *X264, "-fps_mode", "passthrough", "-c:a", "aac", path)
+    run_ffmpeg(
+        *late, *tone(seconds=SECONDS + 0.4), "-vf", _PLAIN, *X264, "-fps_mode", "passthrough", "-c:a", "aac", path
+    )
 
 
 def _two_videos(folder: Path, path: Path) -> None:
@@ -212,6 +214,7 @@ def _interlaced(*options: str, order: str = "tff", pix_fmt: str = "yuv420p", fil
     return make
 
 
+_FADING: Final = "format=PIXELS,geq=lum='lum(X,Y)':cb='cb(X,Y)':cr='cr(X,Y)':a='{}*X'"
 _ODD: Final = "crop=63:47:exact=1"
 _MPEG2: Final = ("-c:v", "mpeg2video", "-qscale:v", "2")
 _MASTERING: Final = (
@@ -296,12 +299,12 @@ SAMPLES: Final[tuple[Sample, ...]] = (
     Sample("rgb.mkv", clip(*FFV1, pix_fmt="gbrp10le", filters=""), "mkv", {"encoder": "ffv1"}, pix_fmt="gbrp10le"),
     Sample("rgb.avi", _raw_rgb("bgr24"), "mkv", pix_fmt="yuv444p"),
     Sample("alpha.mov", clip("-c:v", "prores_ks", "-profile:v", "4", pix_fmt="yuva444p10le",
-                             filters="format=PIXELS,geq=lum='lum(X,Y)':cb='cb(X,Y)':cr='cr(X,Y)':a='16*X'"),
+                             filters=_FADING.format(16)),
            "mkv", {"encoder": "ffv1"}, pix_fmt="yuva444p12le"),
     Sample("alpha-to-prores.mkv", clip(*FFV1, pix_fmt="yuva444p10le",
-                                       filters="format=PIXELS,geq=lum='lum(X,Y)':cb='cb(X,Y)':cr='cr(X,Y)':a='16*X'"),
+                                       filters=_FADING.format(16)),
            "mov", {"encoder": "prores"}, pix_fmt="yuva444p12le"),
-    Sample("alpha.mkv", clip(*FFV1, pix_fmt="yuva420p", filters="format=PIXELS,geq=lum='lum(X,Y)':cb='cb(X,Y)':cr='cr(X,Y)':a='4*X'"), "mkv",
+    Sample("alpha.mkv", clip(*FFV1, pix_fmt="yuva420p", filters=_FADING.format(4)), "mkv",
            {"encoder": "ffv1"}, pix_fmt="yuva420p"),
     Sample("h264-to-ten-bit.mkv", clip(*X264), "mkv", {"encoder": "h265-10"}, pix_fmt="yuv420p10le"),
     Sample("to-av1.mp4", clip(*X264), "mp4", {"encoder": "av1"}),
@@ -326,8 +329,8 @@ SAMPLES: Final[tuple[Sample, ...]] = (
     # Shape.
     Sample("odd.mkv", clip(*FFV1, filters=f"{tags()},{_ODD}"), "mkv"),
     Sample("odd-full-chroma.mp4", clip(*X264, filters=f"{tags()},{_ODD}", pix_fmt="yuv444p"), "mp4", pix_fmt="yuv444p"),
-    Sample("odd-height-422.mkv", clip(*FFV1, filters=f"{tags()},crop=62:47:exact=1", pix_fmt="yuv422p"), "mkv", {"encoder": "ffv1"},
-           pix_fmt="yuv422p"),
+    Sample("odd-height-422.mkv", clip(*FFV1, filters=f"{tags()},crop=62:47:exact=1", pix_fmt="yuv422p"), "mkv",
+           {"encoder": "ffv1"}, pix_fmt="yuv422p"),
     Sample("rotated.mp4", copied(clip(*X264, sound=("-c:a", "aac")), "mp4", before=("-display_rotation", "90")), "mp4"),
     Sample("rotated-to-mkv.mov", copied(clip(*X264), "mov", before=("-display_rotation", "180")), "mkv"),
     Sample("mirrored.mp4", copied(clip(*X264), "mp4", before=("-display_rotation", "90", "-display_hflip")), "mp4"),

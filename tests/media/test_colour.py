@@ -190,16 +190,16 @@ def test_picture_that_is_not_put_together_yet(scale: int, size: tuple[int, int])
     assert (whole != apart).float().mean() < 1e-3
 
 
-@pytest.mark.parametrize("pix_fmt", sorted(set(PIXEL_LAYOUTS) - {"gray", "gray9le", "gray10le", "gray12le", "gray14le"}))
-@pytest.mark.parametrize("full", [False, True])
-def test_every_layout_holds_a_smooth_picture(pix_fmt: str, full: bool) -> None:
-    layout = PIXEL_LAYOUTS[pix_fmt]
-    f = PictureFormat(24, 20, pix_fmt, Colour("gbr" if layout.model == "rgb" else "bt709", full))
-    picture = as_tensor(smooth_picture(20, 24))
+@pytest.mark.parametrize("pix_fmt", [name for name, layout in PIXEL_LAYOUTS.items() if layout.model != "gray"])
+def test_every_layout_holds_a_smooth_picture(pix_fmt: str) -> None:
+    is_rgb = PIXEL_LAYOUTS[pix_fmt].model == "rgb"
+    f = PictureFormat(48, 40, pix_fmt, Colour("gbr" if is_rgb else "bt709", full_range=is_rgb))
+    picture = as_tensor(smooth_picture(40, 48))
     planes = RgbToPlanes(f)(picture)
     assert planes.shape == (1, f.frame_bytes)
-    steps = 10 if layout.shift_x + layout.shift_y > 2 else 4
-    assert (PlanesToRgb(f)(planes) - picture).abs().max() < steps / 255
+    # At its borders a picture goes on as it ends, and a slope does not.
+    error = (PlanesToRgb(f)(planes) - picture).abs()[..., 8:-8, 8:-8]
+    assert error.max() < 4 / 255
 
 
 @pytest.mark.parametrize("bits", [8, 9, 10, 12, 14])

@@ -176,8 +176,8 @@ def srvgg(
         card: The model.
         state: Its weights.
         quantised: The same in bytes, to use instead.
-        kernels: Go on to code values: luma and chroma `[n, h, w, channels]`, uint8 or int32, and the sum of what the network gave
-            unless it is in bytes. Further inputs are the gains at the edges.
+        kernels: Go on to code values: luma and chroma `[n, h, w, channels]`, uint8 or int32, and the sum of what the
+            network gave unless it is in bytes. Further inputs are the gains at the edges.
         watch: Makes further outputs from each activation.
         in_bf16: Convolutions are going to be computed in `bf16`.
     """
