@@ -86,10 +86,14 @@ def _shrunk(frame: av.VideoFrame, target: PictureFormat, shape: tuple[int, ...])
     # Eight bits are enough to tell pictures apart, and libswscale shrinks grey ten times as fast as numpy would.
     bits = frame.format.components[0].bits
     count = 3 if target.layout.model == "rgb" else 1
+    if len(frame.planes) < count:
+        frame = frame.reformat(format=target.pix_fmt)  # Packs of samples.
     small = []
     for plane in frame.planes[:count]:
         rows, columns = plane.height, plane.width
-        samples: NDArray[Any] = np.frombuffer(plane, "u1" if bits == 8 else "<u2").reshape(rows, -1)[:, :columns]
+        samples: NDArray[Any] = np.frombuffer(memoryview(plane), "u1" if bits == 8 else "<u2").reshape(rows, -1)[
+            :, :columns
+        ]
         grey = samples if bits == 8 else (samples >> (bits - 8)).astype(np.uint8)
         whole = av.VideoFrame.from_ndarray(np.ascontiguousarray(grey), format="gray")
         shrunk = whole.reformat(shape[1], shape[0], interpolation=Interpolation.AREA)

@@ -34,6 +34,9 @@ from tasks.media.pixels import PictureFormat
 #: Version of what `encode_chunk` writes; part of every chunk key.
 ENCODE_VERSION: Final = 2
 
+#: What an encoder takes instead of planes: the same samples in packs.
+_PACKED: Final = {("ffv1", "gbrp"): "bgr0", ("ffv1", "gbrap"): "bgra"}
+
 #: Full range in the numbers of libavutil.
 _FULL_RANGE: Final = 2
 
@@ -179,8 +182,8 @@ PROFILES: Final[dict[str, EncoderProfile]] = {
             pix_fmts=(
                 *_formats("yuv420p yuv422p yuv444p gray", (8, 9, 10, 12, 14)),
                 *_formats("yuva420p yuva422p yuva444p", (8, 9, 10, 12)),
-                *_formats("gbrp", (9, 10, 12, 14)),
-                *_formats("gbrap", (10, 12, 14)),
+                *_formats("gbrp", (8, 9, 10, 12, 14)),
+                *_formats("gbrap", (8, 10, 12, 14)),
             ),
         ),
     )
@@ -369,6 +372,8 @@ def group_command(
     options = {"g": "100000", **profile.options}
     if profile.encoder == "prores_ks":
         options["profile:v"] = "3" if picture.layout.shift_x else "4"
+    if packed := _PACKED.get((profile.encoder, picture.pix_fmt)):
+        frames = frames.filter("format", packed)
     output = frames.output(
         ffmpeg.file_argument(path),
         format="matroska",

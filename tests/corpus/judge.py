@@ -132,7 +132,7 @@ def _times_differ(source: Path, result: Path, before: int, after: int, doubled: 
 
 def _pictures_differ(sample: Sample, source: Path, result: Path, before: int, after: int, factor: int) -> Iterator[str]:
     old, new = first_frame(source, before), first_frame(result, after)
-    if new.format.name.replace("yuvj", "yuv") != sample.pix_fmt.replace("bgr0", "gbrp"):
+    if new.format.name.replace("yuvj", "yuv") != sample.pix_fmt:
         yield f"pixel format {new.format.name} instead of {sample.pix_fmt}"
     with av.open(str(source)) as a, av.open(str(result)) as b:
         shapes = [c.streams[i].sample_aspect_ratio or Fraction(1) for c, i in ((a, before), (b, after))]
@@ -149,7 +149,7 @@ def _pictures_differ(sample: Sample, source: Path, result: Path, before: int, af
     is_rgb = old.format.name.startswith(("gbr", "rgb", "bgr"))
     for trait, unsaid in (("colorspace", 2), ("color_range", 0), ("color_primaries", 2), ("color_trc", 2)):
         wanted, written = int(getattr(old, trait)), int(getattr(new, trait))
-        if wanted not in (unsaid, written) and not (is_rgb and "gbr" not in new.format.name):
+        if wanted not in (unsaid, written) and not (is_rgb and new.format.name.startswith("yuv")):
             yield f"{trait} {written} instead of {wanted}"
     if sample.settings.get("encoder", "h264") not in ("ffv1", "prores") and light(old) != light(new):
         yield f"light {light(new)} instead of {light(old)}"

@@ -298,6 +298,8 @@ SAMPLES: Final[tuple[Sample, ...]] = (
     Sample("gray-ten-bit.mkv", clip(*FFV1, pix_fmt="gray10le"), "mkv", {"encoder": "ffv1"}, pix_fmt="gray10le"),
     Sample("rgb.mkv", clip(*FFV1, pix_fmt="gbrp10le", filters=""), "mkv", {"encoder": "ffv1"}, pix_fmt="gbrp10le"),
     Sample("rgb.avi", _raw_rgb("bgr24"), "mkv", pix_fmt="yuv444p"),
+    Sample("rgb-to-ffv1.avi", _raw_rgb("bgr24"), "mkv", {"encoder": "ffv1"}, pix_fmt="bgr0"),
+    Sample("rgb-to-h265.mov", _raw_rgb("rgb24"), "mkv", {"encoder": "h265"}, pix_fmt="gbrp"),
     Sample("alpha.mov", clip("-c:v", "prores_ks", "-profile:v", "4", pix_fmt="yuva444p10le",
                              filters=_FADING.format(16)),
            "mkv", {"encoder": "ffv1"}, pix_fmt="yuva444p12le"),
