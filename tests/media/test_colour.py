@@ -202,6 +202,18 @@ def test_every_layout_holds_a_smooth_picture(pix_fmt: str) -> None:
     assert error.max() < 4 / 255
 
 
+@pytest.mark.parametrize("site", CHROMA_SITES)
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv420p10le", "yuv422p"])
+def test_there_and_back_keeps_50_decibels_of_smooth_chroma(pix_fmt: str, site: str) -> None:
+    f = PictureFormat(96, 64, pix_fmt, Colour("bt709", False, chroma_location=site))
+    planes = RgbToPlanes(f)(as_tensor(smooth_picture(64, 96)))
+    back = RgbToPlanes(f)(PlanesToRgb(f)(planes).clamp(0, 1))
+    kind = torch.uint8 if f.bytes_per_sample == 1 else torch.int16
+    error = (back.view(kind).double() - planes.view(kind).double()).square().mean()
+    peak = (1 << f.layout.bits) - 1
+    assert 10 * torch.log10(peak**2 / error) > 50
+
+
 @pytest.mark.parametrize("bits", [8, 9, 10, 12, 14])
 def test_grey_of_every_depth_is_kept_to_the_sample(bits: int) -> None:
     f = PictureFormat(64, 4, "gray" if bits == 8 else f"gray{bits}le", Colour("bt709", full_range=True))
