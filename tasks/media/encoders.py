@@ -181,7 +181,8 @@ PROFILES: Final[dict[str, EncoderProfile]] = {
             shapeless=True,
             pix_fmts=(
                 *_formats("yuv420p yuv422p yuv444p gray", (8, 9, 10, 12, 14)),
-                *_formats("yuva420p yuva422p yuva444p", (8, 9, 10, 12)),
+                *_formats("yuva420p", (8, 9, 10)),
+                *_formats("yuva422p yuva444p", (8, 9, 10, 12)),
                 *_formats("gbrp", (8, 9, 10, 12, 14)),
                 *_formats("gbrap", (8, 10, 12, 14)),
             ),

@@ -39,15 +39,27 @@ class PixelLayout:
 _SUBSAMPLING: Final = {"420": (1, 1), "422": (1, 0), "444": (0, 0), "440": (0, 1), "411": (2, 0), "410": (2, 2)}
 
 
+#: Depths at which libav knows each family of layouts.
+_DEPTHS: Final = {
+    "gray": (8, 9, 10, 12, 14),
+    "gbrp": (8, 9, 10, 12, 14),
+    "gbrap": (8, 10, 12, 14),
+    **dict.fromkeys(("yuv420p", "yuv422p", "yuv444p"), (8, 9, 10, 12, 14)),
+    **dict.fromkeys(("yuva422p", "yuva444p"), (8, 9, 10, 12)),
+    **{"yuva420p": (8, 9, 10), "yuv440p": (8, 10, 12), "yuv411p": (8,), "yuv410p": (8,)},
+}
+
+
 def _layouts() -> dict[str, PixelLayout]:
     found = {}
-    for bits in (8, 9, 10, 12, 14):
-        end = "" if bits == 8 else f"{bits}le"
-        found[f"gray{end}"] = PixelLayout("gray", bits)
-        for alpha in (False, True):
-            found[f"gbr{'a' if alpha else ''}p{end}"] = PixelLayout("rgb", bits, alpha=alpha)
-            for digits, shifts in _SUBSAMPLING.items():
-                found[f"yuv{'a' if alpha else ''}{digits}p{end}"] = PixelLayout("yuv", bits, *shifts, alpha)
+    for family, depths in _DEPTHS.items():
+        for bits in depths:
+            name = family if bits == 8 else f"{family}{bits}le"
+            if family.startswith("yuv"):
+                shifts = _SUBSAMPLING[family.removeprefix("yuv").strip("ap")]
+                found[name] = PixelLayout("yuv", bits, *shifts, alpha="a" in family)
+            else:
+                found[name] = PixelLayout("gray" if family == "gray" else "rgb", bits, alpha=family == "gbrap")
     return found
 
 
