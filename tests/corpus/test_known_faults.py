@@ -1,6 +1,6 @@
 """Faults that published pipelines of this kind have, each with a test that ours has not: named after what goes wrong.
 
-Numbers are those of the survey of existing pipelines in `docs/media.md`.
+Numbers are those of the list in `docs/media.md`.
 """
 
 from __future__ import annotations
