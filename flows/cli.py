@@ -88,7 +88,21 @@ def _parser() -> Parser:
         metavar="0..1",
         help="noise to remove, for models that come in two strengths (default 1)",
     )
-    upscale.add_argument("--encoder", default="h264", help="encoder profile (default h264)")
+    upscale.add_argument(
+        "--encoder", default="h264", help="h264 (default), h265, h265-10, av1, prores or ffv1; see docs/media.md"
+    )
+    upscale.add_argument("--crf", type=int, metavar="N", help="rate factor: lower is better (default of the encoder)")
+    upscale.add_argument("--preset", metavar="NAME", help="preset of the encoder, such as slow (or 4 for av1)")
+    upscale.add_argument(
+        "--stream", type=int, metavar="N", help="index of the video stream (default: the largest picture; see probe)"
+    )
+    upscale.add_argument(
+        "--deinterlace",
+        default="auto",
+        metavar="WHEN",
+        help="auto (default: where pictures are interlaced), field-rate (a frame of each field), or off",
+    )
+    upscale.add_argument("--square-pixels", action="store_true", help="make anamorphic video as wide as it is shown")
     upscale.add_argument(
         "--precision",
         default="auto",
@@ -147,6 +161,11 @@ def _upscale(arguments: argparse.Namespace) -> None:
         model=arguments.model,
         denoise=arguments.denoise,
         encoder=arguments.encoder,
+        crf=arguments.crf,
+        preset=arguments.preset,
+        stream=arguments.stream,
+        deinterlace=arguments.deinterlace,
+        square_pixels=arguments.square_pixels,
         precision=arguments.precision,
         tolerance=arguments.tolerance,
         scratch=arguments.scratch,

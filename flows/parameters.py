@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.destinations import result_in
+from tasks.media.encoders import PROFILES
 from tasks.models.cards import all_cards
 from tasks.request import DEFAULT_MODEL, UpscaleRequest
 
@@ -20,6 +21,12 @@ else:
     ModelName = Literal[_MODELS]
 
 Container: TypeAlias = Literal["mp4", "mov", "mkv"]
+
+if TYPE_CHECKING:
+    EncoderName: TypeAlias = str
+else:
+    #: The encoder profiles: a drop-down in the form.
+    EncoderName = Literal[tuple(PROFILES)]
 
 #: A video. The server refuses an empty one before a run starts.
 Source: TypeAlias = Annotated[str, Field(min_length=1)]
@@ -108,7 +115,33 @@ class UpscaleOptions(Form):
         title="Weight file",
         description="Path of a .pth or .safetensors file of your own, used instead of the model above.",
     )
-    encoder: Literal["h264", "h265", "ffv1"] = Field("h264", title="Encoder", description="How the result is encoded.")
+    encoder: EncoderName = Field("h264", title="Encoder", description="How the result is encoded.")
+    crf: int = Field(
+        -1,
+        ge=-1,
+        le=63,
+        title="Rate factor",
+        description="Quality of the result: 0 (best) to 51 for `h264` and `h265`, 1 to 63 for `av1`; -1 is the default"
+        " of the encoder. `prores` and `ffv1` have none.",
+    )
+    preset: str = Field(
+        "",
+        title="Preset",
+        description="How long the encoder may take for a smaller file, such as `slow` for `h264` and `h265` or 4 for"
+        " `av1`; empty for the default.",
+    )
+    stream: int = Field(
+        -1, ge=-1, title="Video stream", description="Index of the stream to upscale; -1 takes the largest picture."
+    )
+    deinterlace: Literal["auto", "off", "field-rate"] = Field(
+        "auto",
+        title="Deinterlace",
+        description="`auto` makes a frame of each interlaced picture where the video has them, `field-rate` one of each"
+        " field at twice the rate, `off` leaves pictures as they are.",
+    )
+    square_pixels: bool = Field(
+        False, title="Square pixels", description="Make the result of anamorphic video as wide as it is shown."
+    )
     container: Container = Field(
         "mp4",
         title="Container",
@@ -171,6 +204,11 @@ class UpscaleOptions(Form):
             model=self.weights or self.model,
             denoise=None if self.denoise == 1 else self.denoise,
             encoder=self.encoder,
+            crf=self.crf if self.crf >= 0 else None,
+            preset=self.preset or None,
+            stream=self.stream if self.stream >= 0 else None,
+            deinterlace=self.deinterlace,
+            square_pixels=self.square_pixels,
             precision=self.precision,
             tolerance=self.tolerance,
             scratch=self.scratch or None,
@@ -221,7 +259,7 @@ class PreviewOptions(Form):
         title="Precision",
         description="In which the models are computed: `auto` is `fp16` on GPUs and `fp32` on CPUs.",
     )
-    encoder: Literal["h264", "h265", "ffv1"] = Field(
+    encoder: EncoderName = Field(
         "h264", title="Encoder", description="For the forecast, and for the whole video where it is approved."
     )
     folder: str = Field(

@@ -40,6 +40,8 @@ def show_start(request: UpscaleRequest, checked: CheckedRequest | None) -> None:
         f" with {checked.card.name}, {checked.profile.name}",
         markup=False,
     )
+    for note in checked.notes:
+        _console.print(note, markup=False)
     for index, reason in checked.carried.left_out.items():
         _console.print(f"stream {index} is left out: {reason}", markup=False)
 

@@ -184,6 +184,8 @@ def _run(
             Path(source.uri).name, job.frames, job.facts.width, job.facts.height, job.table.rate,
             job.target.width, job.target.height, job.card.name, len(job.chunks),
         )  # fmt: skip
+        for note in job.notes:
+            logger.warning("%s: %s", Path(source.uri).name, note)
         for index, reason in job.carried.left_out.items():
             logger.warning("stream %d is left out: %s", index, reason)
         tracker.note(

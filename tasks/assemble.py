@@ -34,4 +34,5 @@ def assemble_result(plan: Plan) -> MuxReport:
                 "Run the same command again",
             )
     chunks = [plan.encoded(chunk) for chunk in plan.chunks]
-    return mux(plan.facts, plan.table, chunks, plan.carried, plan.result, plan.muxer)
+    said = plan.sample_aspect_ratio if plan.profile.shapeless else None
+    return mux(plan.facts, plan.table, chunks, plan.carried, plan.result, plan.muxer, said)

@@ -1,4 +1,8 @@
-"""Encode: turn one upscaled chunk file into closed groups of pictures, and check that they decode."""
+"""Encode: turn one upscaled chunk file into closed groups of pictures, and check that they decode to what they should.
+
+Each decoded frame is compared with its source, decoded anew: what any stage before may have confused shows here. What
+was found goes into the manifest of the chunk, and `verify` judges it.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ from tasks.cores import usable_cores
 from tasks.errors import ChunkFileError
 from tasks.failures import at
 from tasks.media.chunk_file import remove_leftover
+from tasks.media.closeness import Closeness
+from tasks.media.decode import decode_frames
 from tasks.media.encoders import encode_chunk, read_encoded
 from tasks.plan import Plan, load_plan
 
@@ -39,14 +45,16 @@ def encode_upscaled(plan: Plan, chunk: Chunk) -> StageReport:
     manifest = read_encoded(path, chunk.frames)
     if manifest is None:
         try:
+            frames = decode_frames(plan.facts, plan.table, chunk.first, chunk.last, threads=usable_cores())
             manifest = encode_chunk(
                 source,
                 path,
                 plan.profile,
                 rate=plan.table.rate,
-                sample_aspect_ratio=plan.facts.sample_aspect_ratio,
+                sample_aspect_ratio=plan.sample_aspect_ratio,
                 first_frame=chunk.first,
                 concurrency=usable_cores(),
+                closeness=Closeness.to(frames, plan.facts.picture),
             )
         except ChunkFileError:
             source.unlink(missing_ok=True)

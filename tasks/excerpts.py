@@ -110,6 +110,26 @@ def check_named(clips: Sequence[str], models: Sequence[str]) -> None:
         raise SettingsError(f"clips are named twice: {', '.join(twice)}", "Name each clip once")
 
 
+def _refuse_unmeasurable(facts: SourceFacts) -> None:
+    """Refuse what can be upscaled, but not compared with an original by the measures there are.
+
+    Raises:
+        UnsupportedSourceError: Pixels are not 8-bit 4:2:0, the size is odd, or pictures are interlaced.
+    """
+    traits = []
+    if facts.picture.pix_fmt != "yuv420p":
+        traits.append(f"pixel format {facts.pix_fmt}")
+    if facts.width % 2 or facts.height % 2:
+        traits.append(f"an odd picture size ({facts.width}x{facts.height})")
+    if facts.field_order not in ("progressive", "unknown"):
+        traits.append(f"interlaced pictures (field order {facts.field_order})")
+    if traits:
+        raise UnsupportedSourceError(
+            f"{facts.path} has {', '.join(traits)}, which models are not compared on",
+            "Name clips of 8-bit 4:2:0 with even sides and progressive pictures",
+        )
+
+
 def find_excerpt(clip: str, path: Path, mode: Mode, scale: int, seconds: float, crf: int) -> Excerpt:
     """The excerpt of a clip. Reads the whole file once, decodes one frame.
 
@@ -128,6 +148,7 @@ def find_excerpt(clip: str, path: Path, mode: Mode, scale: int, seconds: float, 
     """
     facts = probe(path)
     refuse_unsupported(facts)
+    _refuse_unmeasurable(facts)
     scan = scan_packets(facts)
     refuse_cut_off(facts, scan)
     table = scan.table

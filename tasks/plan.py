@@ -27,11 +27,12 @@ from tasks.errors import SourceError
 from tasks.media import ffmpeg
 from tasks.media.chunk_file import MAGIC
 from tasks.media.decode import decodable_times
-from tasks.media.encoders import ENCODE_VERSION, EncoderProfile, group_frames
+from tasks.media.encoders import ENCODE_VERSION, EncoderProfile, group_frames, profile_from_dict
+from tasks.media.light import Light
 from tasks.media.mux import Carried
 from tasks.media.pixels import PictureFormat
 from tasks.media.probe import Colour, SourceFacts, StreamFacts
-from tasks.media.timestamps import FrameTable, refuse_cut_off, scan_packets
+from tasks.media.timestamps import Fields, FrameTable, refuse_cut_off, scan_packets
 from tasks.models.calibration import Verdict
 from tasks.models.cards import ModelCard, find_model
 from tasks.request import CheckedRequest, UpscaleRequest
@@ -64,12 +65,19 @@ class Plan:
     """Frames that the source announces and `--salvage` leaves out."""
     store: StoreSettings = field(default_factory=StoreSettings)
     """How to reach S3, for results that go there."""
+    notes: tuple[str, ...] = ()
+    """What whoever asked should know about how the source is treated."""
     calibrated: Verdict | None = None
     """What was found about `int8`, if that was asked for."""
 
     @property
     def frames(self) -> int:
         return len(self.table)
+
+    @property
+    def sample_aspect_ratio(self) -> Fraction:
+        """Width to height of one sample of the result."""
+        return Fraction(1) if self.request.square_pixels else self.facts.sample_aspect_ratio
 
     @property
     def card(self) -> ModelCard:
@@ -140,7 +148,7 @@ class Plan:
 
     def _files_of(self, chunk: Chunk) -> tuple[Path, Path, Path]:
         times = self.table.pts[chunk.first : chunk.last + 1]
-        extract = [EXTRACT_VERSION, MAGIC.decode(), self.key, xxhash.xxh3_64_hexdigest(times.tobytes())]
+        extract: list[Any] = [EXTRACT_VERSION, MAGIC.decode(), self.key, xxhash.xxh3_64_hexdigest(times.tobytes())]
         quantised = self.quantised.name if self.quantised else None
         upscale = [*extract, UPSCALE_VERSION, self.model_hash, self.target.to_dict(), self.precision, quantised]
         upscale.append(self.request.tolerance)
@@ -168,7 +176,7 @@ def make_plan(checked: CheckedRequest, model_hash: str) -> Plan:
 
     Raises:
         FrameError: The source is cut off.
-        UnsupportedSourceError: Its frame rate varies, or packets lack timestamps.
+        UnsupportedSourceError: Packets lack timestamps.
     """
     facts, request = checked.facts, checked.request
     scan = scan_packets(facts)
@@ -182,16 +190,20 @@ def make_plan(checked: CheckedRequest, model_hash: str) -> Plan:
         table = replace(table, pts=kept)
     else:
         refuse_cut_off(facts, scan)
+    if checked.fields is not None:
+        table = table.of_fields(checked.fields)
     identity = [
         scan.digest,
         facts.video_index,
         table.pts.tobytes().hex() if damaged else len(table),
+        asdict(checked.fields) if checked.fields else None,
         checked.target.to_dict(),
         model_hash,
         asdict(checked.profile),
         checked.muxer,
         request.precision,
         request.tolerance,
+        request.square_pixels,
     ]
     key = _digest(identity)[:16]
     chunks = lay_out(len(table), checked.chunk_limit(table.rate), group_frames(table.rate), request.chunk_seconds)
@@ -210,6 +222,7 @@ def make_plan(checked: CheckedRequest, model_hash: str) -> Plan:
         carried=checked.carried,
         damaged_frames=damaged,
         store=checked.store,
+        notes=checked.notes,
     )
 
 
@@ -225,6 +238,9 @@ def save_plan(plan: Plan) -> Path:
         "request": plan.request.to_dict(),
         "facts": plan.facts.to_dict(),
         "rate": str(plan.table.rate),
+        "constant": plan.table.constant,
+        "fields": asdict(plan.table.fields) if plan.table.fields else None,
+        "notes": plan.notes,
         "chunks": [[chunk.first, chunk.last] for chunk in plan.chunks],
         "target": plan.target.to_dict(),
         "model": plan.model,
@@ -254,21 +270,30 @@ def load_plan(path: Path) -> Plan:
         pts, keyframes = times["pts"], times["keyframes"]
     facts = _facts_from_dict(record["facts"])
     carried = record["carried"]
+    fields = Fields(**record["fields"]) if record["fields"] else None
     return Plan(
         key=record["key"],
         folder=path.parent,
         request=UpscaleRequest(**record["request"]),
         facts=facts,
-        table=FrameTable(pts, keyframes, facts.time_base, Fraction(record["rate"])),
+        table=FrameTable(
+            pts,
+            keyframes,
+            facts.time_base / 2 if fields and fields.doubled else facts.time_base,
+            Fraction(record["rate"]),
+            record["constant"],
+            fields,
+        ),
         chunks=tuple(Chunk(index, first, last) for index, (first, last) in enumerate(record["chunks"])),
         target=PictureFormat.from_dict(record["target"]),
         model=record["model"],
         model_hash=record["model_hash"],
-        profile=EncoderProfile(**{**record["profile"], "containers": tuple(record["profile"]["containers"])}),
+        profile=profile_from_dict(record["profile"]),
         muxer=record["muxer"],
         carried=Carried(tuple(carried["indexes"]), {int(key): why for key, why in carried["left_out"].items()}),
         damaged_frames=record["damaged_frames"],
         store=StoreSettings.from_dict(record["store"]),
+        notes=tuple(record["notes"]),
         calibrated=Verdict(**record["calibrated"]) if record["calibrated"] else None,
     )
 
@@ -284,6 +309,8 @@ def _facts_from_dict(data: dict[str, Any]) -> SourceFacts:
             "frame_rate": Fraction(rate) if rate else None,
             "time_base": Fraction(data["time_base"]),
             "sample_aspect_ratio": Fraction(data["sample_aspect_ratio"]),
+            "display_matrix": tuple(data["display_matrix"]),
+            "light": Light(*(tuple(data["light"][name]) for name in ("mastering", "content"))),
         }
     )
 

@@ -10,7 +10,8 @@ import fcntl
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path, PurePath
 from typing import Any, Final
@@ -18,11 +19,13 @@ from typing import Any, Final
 from tasks.chunks import Capacity, chunk_limit
 from tasks.destinations import LocalFile, StoredObject, destination_of
 from tasks.errors import ModelError, ScratchError, SettingsError
-from tasks.media.encoders import EncoderProfile, find_profile, group_frames
-from tasks.media.mux import Carried, muxer_of, plan_carried
-from tasks.media.pixels import PictureFormat
+from tasks.media.encoders import PROFILES, EncoderProfile, find_profile, group_frames
+from tasks.media.fields import decide_fields
+from tasks.media.light import Light
+from tasks.media.mux import Carried, muxer_of, plan_carried, shape_argument
+from tasks.media.pixels import PIXEL_LAYOUTS, PictureFormat, closest
 from tasks.media.probe import LARGEST_SIDE, SourceFacts, probe, refuse_unsupported
-from tasks.media.timestamps import refuse_cut_off, scan_packets
+from tasks.media.timestamps import Fields, refuse_cut_off, scan_packets
 from tasks.models.cards import ModelCard, all_cards, find_model
 from tasks.models.weights import content_hash, is_present, locate
 from tasks.receipt import find_published
@@ -52,7 +55,7 @@ _SCRATCH_SAMPLE: Final = 1 << 16
 _SCRATCH_FILES: Final = 100
 
 #: Bytes per pixel of encoded video, generously (about 10 times a streaming service's).
-_ENCODED_BYTES_PER_PIXEL: Final = {"h264": 0.08, "h265": 0.06, "ffv1": 0.8}
+_ENCODED_BYTES_PER_PIXEL: Final = {"h264": 0.08, "h265": 0.06, "h265-10": 0.06, "av1": 0.05, "prores": 0.6, "ffv1": 0.8}
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,16 @@ class UpscaleRequest:
     """How much noise a model that comes in two strengths removes: 1 as it does by itself, 0 as its weaker partner."""
     encoder: str = "h264"
     """Name of an encoder profile."""
+    crf: int | None = None
+    """Rate factor instead of the profile's own."""
+    preset: str | None = None
+    """Preset of the encoder instead of the profile's own."""
+    stream: int | None = None
+    """Index of the video stream; the largest that is no cover by default."""
+    deinterlace: str = "auto"
+    """`auto` makes a frame of each interlaced picture, `field-rate` one of each field, `off` keeps pictures."""
+    square_pixels: bool = False
+    """Widen or narrow the result until its samples are square."""
     precision: str = "auto"
     """`auto`, `fp32`, `fp16`, `bf16`, or `int8` where it proves to be good enough for the video."""
     tolerance: int = 0
@@ -97,7 +110,10 @@ class UpscaleRequest:
 
     def settings(self) -> dict[str, Any]:
         """All that the result depends on besides the source: two requests with equal ones have equal results."""
-        names = ("scale", "height", "model", "denoise", "encoder", "precision", "tolerance", "salvage")
+        names = (
+            *("scale", "height", "model", "denoise", "encoder", "crf", "preset", "precision", "tolerance", "salvage"),
+            *("stream", "deinterlace", "square_pixels"),
+        )
         return {**{name: getattr(self, name) for name in names}, "weights": self._weights()}
 
     def _weights(self) -> str:
@@ -127,6 +143,10 @@ class CheckedRequest:
     destination: LocalFile | StoredObject | None
     """`None` where nothing is going to be published: for plans and previews."""
     store: StoreSettings
+    fields: Fields | None = None
+    """What is made of the fields of interlaced pictures."""
+    notes: tuple[str, ...] = ()
+    """What whoever asked should know about how the source is treated."""
 
     @property
     def factor(self) -> Fraction:
@@ -194,8 +214,8 @@ def check_content(checked: CheckedRequest) -> None:
 
     Raises:
         FrameError: The source is cut off and nobody asked to salvage it.
-        SourceError: Packets without timestamps, or two frames at one time.
-        UnsupportedSourceError: A variable frame rate.
+        SourceError: Two frames at one time.
+        UnsupportedSourceError: Packets without timestamps.
     """
     scan = scan_packets(checked.facts)
     if not checked.request.salvage:
@@ -215,7 +235,7 @@ def check_settings(request: UpscaleRequest, store: StoreSettings = _OWN_STORE, *
         ModelError: The model is unknown or its weights are not there.
     """
     _check_numbers(request)
-    profile = find_profile(request.encoder)
+    profile = find_profile(request.encoder).tuned(request.crf, request.preset)
     if publishes:
         name = destination_of(request.destination, store).file_name
         muxer_of(name)
@@ -254,26 +274,37 @@ def check_request(
         ScratchError: Scratch is not writable or too small.
     """
     check_settings(request, store, publishes=publishes)
-    profile = find_profile(request.encoder)
+    profile = find_profile(request.encoder).tuned(request.crf, request.preset)
     source, destination = request.source_path, destination_of(request.destination, store) if publishes else None
-    facts = probe(source)
+    facts = probe(source, request.stream)
     refuse_unsupported(facts)
     muxer = muxer_of(destination.file_name if destination else PurePath(f"result.{profile.containers[0]}"))
-    # Other encoders write these into the stream itself; with ffv1 they do not survive joining.
-    if profile.name == "ffv1" and (facts.sample_aspect_ratio != 1 or facts.colour.full_range):
-        trait = "full range" if facts.colour.full_range else f"samples of shape {facts.sample_aspect_ratio}"
-        raise SettingsError(f"{facts.path} has {trait}, which profile ffv1 cannot store", "Choose another --encoder")
+    profile = profile.lit(facts.light)
     scratch = scratch_folder(request.scratch)
     if destination is not None:
         destination.check(source, overwrite=request.overwrite or find_published(scratch, destination))
-    target = _target_picture(request, facts)
-    card = _choose_model(request, Fraction(target.height, facts.height))
+    target = _target_picture(request, facts, profile)
+    card = _choose_model(request, max(Fraction(target.height, facts.height), Fraction(target.width, facts.width)))
     _check_precision(request, card)
     weights = locate(card)
     carried = plan_carried(facts, muxer)
     capacity = capacity or Capacity()
+    decision = decide_fields(facts, request.deinterlace)
     checked = CheckedRequest(
-        request, facts, card, weights, profile, target, muxer, carried, scratch, capacity, destination, store
+        request,
+        facts,
+        card,
+        weights,
+        profile,
+        target,
+        muxer,
+        carried,
+        scratch,
+        capacity,
+        destination,
+        store,
+        decision.fields,
+        tuple(note for note in (decision.note, *_colour_notes(facts, target, profile)) if note),
     )
     if destination is not None:
         _check_space(checked, destination)
@@ -297,10 +328,10 @@ def _check_numbers(request: UpscaleRequest) -> None:
         raise SettingsError(f"a chunk of {request.chunk_seconds} seconds makes no sense", "Give a number above 0")
 
 
-def _target_picture(request: UpscaleRequest, facts: SourceFacts) -> PictureFormat:
+def _target_picture(request: UpscaleRequest, facts: SourceFacts, profile: EncoderProfile) -> PictureFormat:
     if request.height is None:
         factor = Fraction(request.scale or SMALLEST_SCALE)
-        height = facts.height * int(factor)
+        height = 2 * round(facts.height * factor / 2)
     else:
         height = request.height
         factor = Fraction(height, facts.height)
@@ -309,10 +340,35 @@ def _target_picture(request: UpscaleRequest, facts: SourceFacts) -> PictureForma
                 f"height {height} is {float(factor):.2f} times the source's {facts.height} rows",
                 f"Choose a height above {facts.height} and up to {facts.height * LARGEST_SCALE}",
             )
-    width = 2 * round(facts.width * factor / 2)
+    shape = facts.sample_aspect_ratio if request.square_pixels else Fraction(1)
+    width = 2 * round(facts.width * factor * shape / 2)
+    if not request.square_pixels and profile.shapeless:
+        shape_argument(width, height, facts.sample_aspect_ratio, profile.name)  # Refuses what cannot be said.
     if max(width, height) > LARGEST_SIDE:
         raise SettingsError(f"the result would be {width}x{height}", f"Sides of at most {LARGEST_SIDE} are possible")
-    return facts.picture.resized(width, height)
+    source = facts.picture
+    pix_fmt = closest(source.layout, profile.pix_fmts)
+    if pix_fmt is None:
+        able = [other.name for other in PROFILES.values() if closest(source.layout, other.pix_fmts)]
+        remedy = f"Choose --encoder {' or '.join(able)}" if able else "Convert it to fewer bits first"
+        raise SettingsError(f"{facts.path}: profile {profile.name} cannot hold its pixels ({facts.pix_fmt})", remedy)
+    colour = source.colour
+    if colour.matrix == "gbr" and PIXEL_LAYOUTS[pix_fmt].model == "yuv":
+        colour = replace(colour, matrix="bt709", full_range=False)
+    if profile.limited_only:
+        colour = replace(colour, full_range=False)
+    return PictureFormat(width, height, pix_fmt, colour)
+
+
+def _colour_notes(facts: SourceFacts, target: PictureFormat, profile: EncoderProfile) -> Iterator[str]:
+    """What the encoder makes necessary."""
+    source = facts.picture
+    if source.pix_fmt != target.pix_fmt:
+        yield f"pixels become {target.pix_fmt} (before: {facts.pix_fmt}), which profile {profile.name} holds"
+    if source.colour.full_range and not target.colour.full_range:
+        yield f"samples become limited range, which is all that profile {profile.name} holds for them"
+    if facts.light != Light() and not profile.tells_light:
+        yield f"profile {profile.name} cannot say what the source says about its mastering display"
 
 
 def _choose_model(request: UpscaleRequest, factor: Fraction) -> ModelCard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,11 +11,17 @@ import xxhash
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.chunks import Chunk
 from tasks.errors import SourceError, VerificationError
 from tasks.failures import at
-from tasks.media.mux import MuxReport, payload
+from tasks.media.encoders import EncodedChunk, read_manifest
+from tasks.media.mux import MuxReport, is_blank, payload
 from tasks.media.probe import SourceFacts, open_source, probe
 from tasks.plan import Plan, load_plan
+
+#: A frame whose brightness, shrunk to the source's size, has less than this PSNR in dB against the source shows
+#: something else: different shots of a film have about 10, the bundled models on their worst frames above 20.
+_LEAST_PSNR = 12.0
 
 #: Seconds by which a copied packet may move: the rounding of containers that hold times in milliseconds.
 _LARGEST_SHIFT = 0.002
@@ -41,6 +48,8 @@ def verify_result(plan: Plan, muxed: MuxReport) -> None:
     except SourceError as error:
         raise _difference(f"the written file cannot be read back ({error.problem})") from error
     _compare_pictures(plan, result)
+    for chunk in plan.chunks:
+        _expect_close(chunk, read_manifest(plan.encoded(chunk)))
     expected = plan.table.pts.astype(object) * plan.table.time_base - _start_seconds(plan)
     times: list[Fraction] = []
     streams = [result.video_index, *(index for index in range(len(result.streams)) if index != result.video_index)]
@@ -48,12 +57,15 @@ def verify_result(plan: Plan, muxed: MuxReport) -> None:
     counts = [0] * len(streams)
     spans: list[tuple[float, float] | None] = [None] * len(streams)
     tick = Fraction(1, 1000)
+    carried = list(plan.carried.indexes)
     with open_source(plan.result) as container:
         tick = container.streams[result.video_index].time_base or tick
         for packet in container.demux():
             if packet.size == 0:
                 continue
             position = streams.index(packet.stream_index)
+            if is_blank(packet) and counts[position] == muxed.other_packets.get(carried[position - 1]):
+                continue
             digests[position].update(payload(packet))
             counts[position] += 1
             if position == 0:
@@ -71,7 +83,6 @@ def verify_result(plan: Plan, muxed: MuxReport) -> None:
             raise _difference(f"frame {number} is shown at {float(written):.6f} s instead of {float(wanted):.6f} s")
     if digests[0].hexdigest() != muxed.video_digest:
         raise _difference("the video packets read back differ from those written")
-    carried = list(plan.carried.indexes)
     for position, index in enumerate(carried, start=1):
         if position >= len(streams) or counts[position] != muxed.other_packets[index]:
             found = counts[position] if position < len(streams) else 0
@@ -85,6 +96,16 @@ def verify_result(plan: Plan, muxed: MuxReport) -> None:
                 raise _difference(f"stream {index} is shifted by {shift:.3f} s against the picture")
 
 
+def _expect_close(chunk: Chunk, found: EncodedChunk) -> None:
+    """Refuse a chunk that shows something else than its source, or the same at another time."""
+    which = f"chunk {chunk.index} (frames {chunk.first}-{chunk.last})"
+    if 2 * found.misplaced > chunk.frames:
+        raise _difference(f"{which} drifts: {found.misplaced} of its frames show a moment beside their own")
+    if found.worst_psnr is not None and found.worst_psnr < _LEAST_PSNR:
+        frame = chunk.first + found.worst_frame
+        raise _difference(f"{which}: frame {frame} is far from its source, with a PSNR of {found.worst_psnr:.1f} dB")
+
+
 def _start_seconds(plan: Plan) -> Fraction:
     with open_source(Path(plan.facts.path)) as source:
         return Fraction(source.start_time or 0, av.time_base)
@@ -92,14 +113,28 @@ def _start_seconds(plan: Plan) -> Fraction:
 
 def _compare_pictures(plan: Plan, result: SourceFacts) -> None:
     wanted, found = plan.target, result.picture
-    if (found.width, found.height, found.pix_fmt) != (wanted.width, wanted.height, wanted.pix_fmt):
+    # A decoder may give more bits than were encoded: ProRes 4444 has 12 for whoever reads it.
+    same_pixels = replace(found.layout, bits=0) == replace(wanted.layout, bits=0) and (
+        found.layout.bits >= wanted.layout.bits
+    )
+    if (found.width, found.height) != (wanted.width, wanted.height) or not same_pixels:
         raise _difference(f"the picture is {found.width}x{found.height} {found.pix_fmt}")
     if (found.colour.matrix, found.colour.full_range) != (wanted.colour.matrix, wanted.colour.full_range):
         raise _difference(f"the colour is tagged {found.colour.matrix}, full range {found.colour.full_range}")
-    if result.sample_aspect_ratio != plan.facts.sample_aspect_ratio:
+    for name in ("primaries", "transfer"):
+        said, meant = getattr(found.colour, name), getattr(wanted.colour, name)
+        if meant not in (None, said):
+            raise _difference(f"the {name} of its colours are tagged {said} instead of {meant}")
+    if result.sample_aspect_ratio != plan.sample_aspect_ratio:
         raise _difference(
-            f"the sample aspect ratio is {result.sample_aspect_ratio}, the source's {plan.facts.sample_aspect_ratio}"
+            f"the sample aspect ratio is {result.sample_aspect_ratio} instead of {plan.sample_aspect_ratio}"
         )
+    if result.display_matrix != plan.facts.display_matrix:
+        raise _difference(
+            f"players would turn the picture by {result.rotation} degrees, the source's by {plan.facts.rotation}"
+        )
+    if plan.profile.tells_light and result.light != plan.facts.light:
+        raise _difference(f"the mastering display is {result.light} instead of {plan.facts.light}")
 
 
 def _difference(what: str) -> VerificationError:

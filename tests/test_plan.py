@@ -168,8 +168,7 @@ def test_chunk_files_of_different_lengths_have_different_names(clips: Clips, tmp
     [
         ("cut.mp4", FrameError),
         ("cut.mkv", FrameError),
-        ("variable-rate.mkv", UnsupportedSourceError),
-        ("missing-frame.mkv", UnsupportedSourceError),
+        ("untimed.h264", UnsupportedSourceError),
         ("twin-frames.mkv", SourceError),
     ],
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -162,11 +162,9 @@ def test_a_destination_of_unknown_kind_is_refused_by_name(places: Places, name: 
         ("relative.ffconcat", SourceError),
         ("no-index.mp4", SourceError),
         ("bomb.y4m", SourceError),
-        ("ten-bit.mkv", UnsupportedSourceError),
-        ("full-chroma.mkv", UnsupportedSourceError),
-        ("interlaced.ts", UnsupportedSourceError),
-        ("rotated.mp4", UnsupportedSourceError),
-        ("odd-size.mkv", UnsupportedSourceError),
+        ("sixteen-bit.mkv", UnsupportedSourceError),
+        ("ictcp.mkv", UnsupportedSourceError),
+        ("telecined.ts", UnsupportedSourceError),
     ],
 )
 def test_a_source_that_cannot_be_done_is_refused_by_name(
@@ -174,6 +172,25 @@ def test_a_source_that_cannot_be_done_is_refused_by_name(
 ) -> None:
     clips.path("plain.ts")
     assert name in str(_refused(places, places.request(source=str(clips.path(name))), kind))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "wrong", "way_out"),
+    [
+        ("cover-art.mp4", {"stream": 1}, "stream 1 is no video", "0, 2"),
+        ("full-chroma.mkv", {"encoder": "av1"}, "profile av1 cannot hold its pixels (yuv444p)", "h264"),
+        ("wide-pixels.mp4", {"encoder": "ffv1"}, "ffv1 cannot store", "--square-pixels"),
+        ("interlaced.ts", {"deinterlace": "sometimes"}, "unknown way to deinterlace", "field-rate"),
+        ("plain.ts", {"crf": 99}, "a rate factor of 99 is out of range", "0 (best) to 51"),
+    ],
+)
+def test_settings_that_do_not_fit_the_video_are_refused_with_the_way_out(
+    places: Places, clips: Clips, name: str, settings: dict[str, Any], wrong: str, way_out: str
+) -> None:
+    request = places.request(source=str(clips.path(name)), destination=str(places.out / "result.mkv"), **settings)
+    refusal = _refused(places, request, SettingsError)
+    assert wrong in str(refusal)
+    assert way_out in refusal.remedy
 
 
 def test_missing_and_empty_sources_and_folders_are_refused(places: Places) -> None:

@@ -10,18 +10,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 
 from tasks import receipt
 from tasks.assemble import assemble_result
 from tasks.destinations import Output
+from tasks.encode import encode_upscaled
 from tasks.errors import DestinationError, SettingsError, VerificationError
+from tasks.extract import extract_chunk
+from tasks.media.chunk_file import ChunkReader, ChunkWriter
 from tasks.media.encoders import file_digest
 from tasks.media.mux import MuxReport
+from tasks.models.weights import content_hash
 from tasks.plan import Plan, make_plan
 from tasks.publish import publish_result
 from tasks.request import UpscaleRequest, check_request
 from tasks.scratch import own_job
+from tasks.upscale import upscale_chunk
 from tasks.verify import verify_result
 from tests.media.clips import Clips, clips, run_ffmpeg
 from tests.media.jobs import encode_frames
@@ -96,6 +102,42 @@ def test_faithful_results_with_wide_pixels_pass(clips: Clips, tmp_path: Path, en
 def test_wide_pixels_are_refused_where_the_encoder_cannot_store_them(clips: Clips, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="ffv1 cannot store"):
         _assembled(clips.path("wide-pixels.mp4"), tmp_path / "job", "mkv", encoder="ffv1")
+
+
+def _upscaled_and_spoilt(source: Path, folder: Path, spoil: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Do a job of two chunks, the second of which has what `spoil` makes of its upscaled frames, and verify it."""
+    folder.mkdir()
+    request = UpscaleRequest(str(source), str(folder / "film.mkv"), scratch=str(folder), chunk_seconds=1.0)
+    checked = check_request(request)
+    plan = make_plan(checked, content_hash(checked.card))
+    with own_job(plan.folder):
+        for chunk in plan.chunks:
+            extract_chunk(plan, chunk)
+            upscale_chunk(plan, chunk)
+            if chunk.index == 1:
+                (frames,) = ChunkReader(plan.upscaled(chunk)).batches(chunk.frames)
+                with ChunkWriter(plan.upscaled(chunk), plan.target) as writer:
+                    writer.write(spoil(frames))
+            encode_upscaled(plan, chunk)
+        verify_result(plan, assemble_result(plan))
+
+
+def test_a_chunk_that_drifts_by_one_frame_is_named(clips: Clips, tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match=r"chunk 1 \(frames 25-49\) drifts"):
+        _upscaled_and_spoilt(clips.path("one-object.mkv"), tmp_path / "job", lambda frames: np.roll(frames, 1, axis=0))
+
+
+def test_a_frame_that_shows_something_else_is_named(clips: Clips, tmp_path: Path) -> None:
+    def invert(frames: np.ndarray) -> np.ndarray:
+        frames[7] = 255 - frames[7]
+        return frames
+
+    with pytest.raises(VerificationError, match=r"chunk 1 \(frames 25-49\): frame 32 is far from its source"):
+        _upscaled_and_spoilt(clips.path("one-object.mkv"), tmp_path / "job", invert)
+
+
+def test_frames_in_their_places_pass(clips: Clips, tmp_path: Path) -> None:
+    _upscaled_and_spoilt(clips.path("one-object.mkv"), tmp_path / "job", lambda frames: frames)
 
 
 def test_a_repeated_copy_alone_is_no_difference(job: tuple[Plan, MuxReport]) -> None:

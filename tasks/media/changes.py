@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.media.pixels import PIXEL_LAYOUTS, PictureFormat
+from tasks.media.pixels import PictureFormat
 
 Frame = NDArray[np.uint8]
 
@@ -162,30 +162,29 @@ def _runs(changed: NDArray[np.bool_], picture: PictureFormat) -> Iterator[Box]:
         starts = {run: starts.get(run, row) for run in runs}
 
 
-def planes(frame: Frame, picture: PictureFormat) -> list[Frame]:
-    """Views `[rows, columns]` of the planes of a frame."""
+def planes(frame: Frame, picture: PictureFormat) -> list[NDArray[Any]]:
+    """Views `[rows, columns]` of the planes of a frame, of as many bytes per element as a sample has."""
+    samples = frame if picture.bytes_per_sample == 1 else frame.view(np.uint16)
     views, start = [], 0
     for rows, columns in picture.plane_shapes:
-        views.append(frame[start : start + rows * columns].reshape(rows, columns))
+        views.append(samples[start : start + rows * columns].reshape(rows, columns))
         start += rows * columns
     return views
 
 
 def _cells(picture: PictureFormat) -> list[tuple[int, int]]:
     """Luma rows and columns that a sample of each plane stands for."""
-    shift_x, shift_y, _ = PIXEL_LAYOUTS[picture.pix_fmt]
-    chroma = (1 << shift_y, 1 << shift_x)
-    return [(1, 1), chroma, chroma]
+    return [(1 << down, 1 << across) for down, across in picture.layout.shifts]
 
 
-def _parts(frame: Frame, picture: PictureFormat, box: Box) -> Iterator[Frame]:
+def _parts(frame: Frame, picture: PictureFormat, box: Box) -> Iterator[NDArray[Any]]:
     for plane, (cell_y, cell_x) in zip(planes(frame, picture), _cells(picture), strict=True):
         yield plane[box.top // cell_y : -(-box.bottom // cell_y), box.left // cell_x : -(-box.right // cell_x)]
 
 
 def cut_out(frame: Frame, picture: PictureFormat, box: Box) -> Frame:
-    """What `frame` shows in `box`, whose corners are even, as a frame of its own: uint8 `[frame_bytes]`."""
-    return np.concatenate([part.reshape(-1) for part in _parts(frame, picture, box)])
+    """What `frame` shows in `box`, with corners on whole chroma cells, as a frame of its own: uint8 `[frame_bytes]`."""
+    return np.concatenate([part.reshape(-1) for part in _parts(frame, picture, box)]).view(np.uint8)
 
 
 def paste(frame: Frame, picture: PictureFormat, box: Box, part: Frame, part_picture: PictureFormat, at: Box) -> None:

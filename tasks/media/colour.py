@@ -1,4 +1,4 @@
-"""Planar YUV to RGB and back, in float, on whatever device the frames are.
+"""Planes of YUV, grey or RGB to RGB and back, in float, on whatever device the frames are.
 
     to_rgb = PlanesToRgb(source)        # uint8 [n, source.frame_bytes] -> float32 [n, 3, h, w] in 0..1
     to_planes = RgbToPlanes(target)     # float32 [n, 3, h, w] -> uint8 [n, target.frame_bytes]
@@ -9,7 +9,9 @@ function is applied); values of an out-of-gamut source lie outside 0..1 and are 
 Chroma is resampled with Keys' cubic kernel (a = -1/2, Catmull-Rom), stretched by two for the way down so that it also
 removes what the smaller grid cannot hold. Every tap is taken at the site where the sample lies. The whole way from
 chroma samples to the chroma part of RGB is one small convolution, and so is the way back: resampling and matrix are
-both linear. The convolution runs on the smaller grid, its output channels being the pixels of each 2x2 cell.
+both linear. The convolution runs on the smaller grid, its output channels being the pixels of each cell.
+
+Samples of more than 8 bits take two bytes of the packed frame each; 14 bits fit the signed integers that tensors have.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tasks.errors import UnsupportedSourceError
-from tasks.media.pixels import PIXEL_LAYOUTS, Colour, PictureFormat
+from tasks.media.pixels import Colour, PictureFormat
 
 #: Luma weights (Kr, Kb) of each matrix: ITU-T H.273 (07/2024), table 4 (MatrixCoefficients 1, 4, 5, 6, 7 and 9).
 LUMA_WEIGHTS: Final[dict[str, tuple[float, float]]] = {
@@ -67,12 +69,18 @@ class CodeValues:
         return cls(peak, 16.0 * unit, 219.0 * unit, 128.0 * unit, 224.0 * unit)
 
 
+#: R'G'B' to Y', Cg and Co: H.273 (07/2024), equations 44 to 46.
+_YCGCO: Final = ((0.25, 0.5, 0.25), (-0.25, 0.5, -0.25), (0.5, 0.0, -0.5))
+
+
 def rgb_to_yuv_matrix(matrix: str) -> np.ndarray:
     """float64 `[3, 3]`: R'G'B' in 0..1 to Y' in 0..1 and Cb, Cr in -1/2..1/2.
 
     Raises:
-        UnsupportedSourceError: The matrix is not a key of `LUMA_WEIGHTS`.
+        UnsupportedSourceError: The matrix is neither a key of `LUMA_WEIGHTS` nor `ycgco`.
     """
+    if matrix == "ycgco":
+        return np.array(_YCGCO)
     if matrix not in LUMA_WEIGHTS:
         raise UnsupportedSourceError(
             f'The YUV matrix "{matrix}" is not supported', f"Convert the source to one of {', '.join(LUMA_WEIGHTS)}"
@@ -97,20 +105,24 @@ class PlanesToRgb:
 
     def __init__(self, source: PictureFormat, device: torch.device | str = "cpu") -> None:
         self.format = source
-        shift_x, shift_y, _ = PIXEL_LAYOUTS[source.pix_fmt]
-        self._cell = (1 << shift_y, 1 << shift_x)
-        code = CodeValues.of(source.colour.full_range, bits=8 * source.bytes_per_sample)
+        layout = source.layout
+        self._cell = (1 << layout.shift_y, 1 << layout.shift_x)
+        code = CodeValues.of(source.colour.full_range, bits=layout.bits)
+        # The luma column of every inverse is one: H.273 matrices give R = G = B = Y for grey.
+        self._luma_gain, self._luma_bias = 1.0 / code.luma_scale, -code.luma_offset / code.luma_scale
+        if layout.model != "yuv":
+            return
         inverse = np.linalg.inv(rgb_to_yuv_matrix(source.colour.matrix))
         site_x, site_y = _sites(source.colour)
-        rows, columns = _enlarging_taps(self._cell[0], site_y), _enlarging_taps(self._cell[1], site_x)
+        # In cells of four pixels the same corners and middles are three pixels apart instead of one.
+        rows = _enlarging_taps(self._cell[0], site_y * (self._cell[0] - 1))
+        columns = _enlarging_taps(self._cell[1], site_x * (self._cell[1] - 1))
         chroma_matrix = inverse[:, 1:] / code.chroma_scale
         # [colour, row in cell, column in cell, U or V, tap, tap]
         kernel = np.einsum("cp,yi,xj->cyxpij", chroma_matrix, rows, columns)
-        bias = -chroma_matrix.sum(1) * code.chroma_offset - code.luma_offset / code.luma_scale
+        bias = -chroma_matrix.sum(1) * code.chroma_offset + self._luma_bias
         self._kernel = _tensor(kernel.reshape(-1, 2, *kernel.shape[-2:]), device)
         self._bias = _tensor(np.repeat(bias, self._cell[0] * self._cell[1]), device)
-        # The luma column of every inverse is one: H.273 matrices give R = G = B = Y for grey.
-        self._luma_gain = 1.0 / code.luma_scale
 
     def __call__(self, frames: Tensor, picture: PictureFormat | None = None) -> Tensor:
         """Convert.
@@ -124,6 +136,11 @@ class PlanesToRgb:
         """
         picture = picture or self.format
         luma, chroma = _split(frames, picture)
+        if chroma is None:
+            return luma.float().mul_(self._luma_gain).add_(self._luma_bias).repeat(1, 3, 1, 1)
+        if picture.layout.model == "rgb":
+            planes = torch.cat((chroma[:, 1:], luma, chroma[:, :1]), 1)  # They lie as G, B, R.
+            return planes.float().mul_(self._luma_gain).add_(self._luma_bias)
         cell_y, cell_x = self._cell
         radius_y, radius_x = self._kernel.shape[2] // 2, self._kernel.shape[3] // 2
         chroma = F.pad(chroma.float(), (radius_x, radius_x, radius_y, radius_y), mode="replicate")
@@ -181,10 +198,13 @@ class RgbToPlanes:
 
     def __init__(self, target: PictureFormat, device: torch.device | str = "cpu") -> None:
         self.format = target
-        shift_x, shift_y, _ = PIXEL_LAYOUTS[target.pix_fmt]
-        self._cell = (1 << shift_y, 1 << shift_x)
-        self._code = CodeValues.of(target.colour.full_range, bits=8 * target.bytes_per_sample)
-        self._matrix = rgb_to_yuv_matrix(target.colour.matrix)
+        layout = target.layout
+        self._model = layout.model
+        self._cell = (1 << layout.shift_y, 1 << layout.shift_x)
+        self._code = CodeValues.of(target.colour.full_range, bits=layout.bits)
+        matrix = target.colour.matrix
+        # Grey of a source that says it is red, green and blue is as bright as the eye sees it (BT.709).
+        self._matrix = rgb_to_yuv_matrix("bt709" if matrix == "gbr" else matrix)
         self._sites = _sites(target.colour)
         self._device = device
         self._kernels: dict[int, PhaseKernels] = {}
@@ -201,17 +221,33 @@ class RgbToPlanes:
         Returns:
             uint8 `[n, picture.frame_bytes]`.
         """
-        cell_y, cell_x = self._cell
-        pad_y, pad_x = -rgb.shape[2] % cell_y, -rgb.shape[3] % cell_x
+        if self._model != "yuv":
+            return self._without_chroma(rgb, picture or self.format)
+        cell = max(self._cell)
+        pad_y, pad_x = -rgb.shape[2] % cell, -rgb.shape[3] % cell
         if pad_y or pad_x:
             rgb = F.pad(rgb, (0, pad_x, 0, pad_y), mode="replicate")
-        if self._cell == (1, 1):
-            return self.from_phases(rgb, 1, picture)
-        return self.from_phases(F.pixel_unshuffle(rgb, 2), 2, picture)
+        return self.from_phases(F.pixel_unshuffle(rgb, cell) if cell > 1 else rgb, cell, picture)
+
+    def _without_chroma(self, rgb: Tensor, picture: PictureFormat) -> Tensor:
+        """Grey, or red, green and blue: each sample is made of the pixel at its place."""
+        out = _empty(len(rgb), picture, rgb.device)
+        luma, others = _split(out, picture)
+        if others is None:
+            weights = _tensor(self._matrix[0].reshape(1, 3, 1, 1), rgb.device)
+            luma.copy_(self._rounded((rgb * weights).sum(1, keepdim=True)))
+        else:
+            luma.copy_(self._rounded(rgb[:, 1:2]))
+            others.copy_(self._rounded(rgb[:, [2, 0]]))
+        return out
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        code = self._code
+        return (values * code.luma_scale).add_(code.luma_offset + 0.5).clamp_(0, code.peak).to(_sample_type(code.peak))
 
     def takes_phases(self, scale: int) -> bool:
         """Whether `from_phases` can be called with this scale: a cell of chroma must not straddle two of its pixels."""
-        return scale % self._cell[0] == 0 and scale % self._cell[1] == 0
+        return self._model == "yuv" and scale % self._cell[0] == 0 and scale % self._cell[1] == 0
 
     def from_phases(self, phases: Tensor, scale: int, picture: PictureFormat | None = None) -> Tensor:
         """Convert an image that is not put together yet.
@@ -241,7 +277,7 @@ class RgbToPlanes:
 
         Returns:
             uint8 `[n, luma samples of a pixel, h, w]` and `[n, chroma samples, h, w]`, in the order of the kernels'
-            outputs.
+            outputs; int16 for more than 8 bits.
         """
         kernels = self.kernels(scale)
         phases = phases.contiguous(memory_format=torch.channels_last)  # Several times faster to convolve on CPUs.
@@ -251,13 +287,14 @@ class RgbToPlanes:
         # Outside the picture there are zeros; the taps inside are weighted up so that they sum to one again.
         chroma = torch.addcmul(kernels.chroma_bias, chroma.mul_(gains[0]), gains[1])
         peak = self._code.peak
-        return luma.clamp_(0, peak).to(torch.uint8), chroma.clamp_(0, peak).to(torch.uint8)
+        return luma.clamp_(0, peak).to(_sample_type(peak)), chroma.clamp_(0, peak).to(_sample_type(peak))
 
     def put_together(self, luma: Tensor, chroma: Tensor, scale: int, picture: PictureFormat | None = None) -> Tensor:
         """What `codes` gave for a whole image, as `from_phases` returns it."""
         picture = picture or self.format
-        out = torch.empty(luma.shape[0], picture.frame_bytes, dtype=torch.uint8, device=luma.device)
+        out = _empty(len(luma), picture, luma.device)
         luma_plane, chroma_planes = _split(out, picture)
+        assert chroma_planes is not None
         cell_y, cell_x = self._cell
         _write(luma, luma_plane, (scale, scale))
         _write(chroma, chroma_planes, (scale // cell_y, scale // cell_x))
@@ -322,11 +359,38 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int,
     return F.conv2d(x, weight, bias, padding=padding)
 
 
-def _split(frames: Tensor, picture: PictureFormat) -> tuple[Tensor, Tensor]:
-    """Luma `[n, 1, h, w]` and chroma `[n, 2, h', w']` as views of packed frames."""
-    (rows, columns), (chroma_rows, chroma_columns), _ = picture.plane_shapes
-    luma = frames[:, : rows * columns].view(-1, 1, rows, columns)
-    return luma, frames[:, rows * columns :].view(-1, 2, chroma_rows, chroma_columns)
+def opacity(frames: Tensor, picture: PictureFormat) -> Tensor:
+    """The plane of opacity of packed frames, `[n, 1, height, width]`, as a view of them."""
+    return _samples(frames, picture)[:, -picture.width * picture.height :].view(-1, 1, picture.height, picture.width)
+
+
+def _samples(frames: Tensor, picture: PictureFormat) -> Tensor:
+    """Packed frames `[n, bytes]` as `[n, samples]`, a view of them."""
+    return frames if picture.bytes_per_sample == 1 else frames.view(torch.int16)
+
+
+def _sample_type(peak: int) -> torch.dtype:
+    return torch.uint8 if peak < 256 else torch.int16
+
+
+def _empty(n: int, picture: PictureFormat, device: torch.device) -> Tensor:
+    return torch.empty(n, picture.frame_bytes, dtype=torch.uint8, device=device)
+
+
+def _split(frames: Tensor, picture: PictureFormat) -> tuple[Tensor, Tensor | None]:
+    """Views of packed frames: luma `[n, 1, h, w]` and chroma `[n, 2, h', w']`, or green and the two others; no opacity.
+
+    Grey has no second one.
+    """
+    samples = _samples(frames, picture)
+    (rows, columns), *others = picture.plane_shapes[:3]
+    end = rows * columns
+    luma = samples[:, :end].view(-1, 1, rows, columns)
+    if picture.layout.model == "gray":
+        return luma, None
+    chroma_rows, chroma_columns = others[0]
+    both = samples[:, end : end + 2 * chroma_rows * chroma_columns]
+    return luma, both.view(-1, 2, chroma_rows, chroma_columns)
 
 
 #: Integer types as wide as a run of that many bytes, to move a run as one element.
@@ -337,20 +401,21 @@ def _write(codes: Tensor, planes: Tensor, cell: tuple[int, int]) -> None:
     """Shuffle and crop into place.
 
     Args:
-        codes: uint8 `[n, planes * rows * columns of the cell, h, w]`, best with channels side by side in memory.
-        planes: uint8 `[n, planes, H, W]` with `H <= h * rows` and `W <= w * columns`.
+        codes: `[n, planes * rows * columns of the cell, h, w]`, best with channels side by side in memory.
+        planes: `[n, planes, H, W]` of the same type, with `H <= h * rows` and `W <= w * columns`.
         cell: Rows and columns of the cell each position of `codes` holds.
     """
     n, channels, h, w = codes.shape
     rows, columns = cell
     count = channels // (rows * columns)
     flat = codes.permute(0, 2, 3, 1).reshape(-1)
-    if columns in _RUNS:
+    run = columns * codes.element_size()
+    if run in _RUNS:
         # The columns of a cell lie side by side: as one wide integer they cost one move, not one each.
-        cells = flat.view(_RUNS[columns]).view(n, h, w, count, rows, 1)
+        cells = flat.view(_RUNS[run]).view(n, h, w, count, rows, 1)
     else:
         cells = flat.view(n, h, w, count, rows, columns)
-    image = cells.permute(0, 3, 1, 4, 2, 5).reshape(-1).view(torch.uint8).view(n, count, h * rows, w * columns)
+    image = cells.permute(0, 3, 1, 4, 2, 5).reshape(-1).view(codes.dtype).view(n, count, h * rows, w * columns)
     planes.copy_(image[:, :, : planes.shape[2], : planes.shape[3]])
 
 

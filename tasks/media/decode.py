@@ -9,6 +9,7 @@ of the file, which is slow and always right, before it is given up by its number
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import av.error
@@ -18,7 +19,8 @@ from av.video.frame import PictureType
 from numpy.typing import NDArray
 
 from tasks.errors import FrameError, UnsupportedSourceError
-from tasks.media.pixels import PIXEL_LAYOUTS, PictureFormat
+from tasks.media.fields import deinterlaced
+from tasks.media.pixels import PictureFormat
 from tasks.media.probe import SourceFacts, open_source, video_stream
 from tasks.media.timestamps import FrameTable
 
@@ -39,19 +41,41 @@ def decode_frames(
         threads: Decoder threads; 0 leaves the choice to the decoder.
 
     Yields:
-        One frame, `uint8[frame_bytes]`, planes Y, U, V without padding.
+        One frame, `uint8[frame_bytes]`, the planes of `facts.picture` without padding.
 
     Raises:
         FrameError: A frame cannot be decoded; carries its number.
-        UnsupportedSourceError: A frame turns out to be interlaced or of another size.
+        UnsupportedSourceError: A frame turns out to be of another size or pixel format.
     """
+    if table.fields is None:
+        for frame in _pictures(facts, table, first, last, threads):
+            yield packed_planes(frame, facts.picture)
+        return
+    rate = 2 if table.fields.doubled else 1
+    pictures = replace(table, pts=table.stream_pts, time_base=facts.time_base)
+    # One more on each side: the filter makes lines up from the pictures before and after.
+    begin, end = max(0, first // rate - 1), min(len(pictures) - 1, last // rate + 1)
+    wanted = table.pts[first : last + 1] * (2 // rate)  # The filter counts in halves of the stream's ticks.
+    done = 0
+    given = _pictures(facts, pictures, begin, end, threads)
+    for frame in deinterlaced(given, facts.picture, facts.time_base, table.fields):
+        if done < len(wanted) and frame.pts == wanted[done]:
+            yield packed_planes(frame, facts.picture)
+            done += 1
+    if done < len(wanted):
+        number = first + done
+        raise FrameError(f"{facts.path}: frame {number} cannot be made of its fields", "Report this", frame=number)
+
+
+def _pictures(facts: SourceFacts, table: FrameTable, first: int, last: int, threads: int) -> Iterator[av.VideoFrame]:
+    """Pictures `first..last` of the stream, whose times `table` holds."""
     wanted = table.pts[first : last + 1]
     done = 0
     for start in dict.fromkeys((_seek_target(table, first), None)):
         for frame in _decode_from(facts, start, int(wanted[0]), int(wanted[-1]), threads):
             if done < len(wanted) and frame.pts == wanted[done]:
                 _check(facts, frame, first + done)
-                yield packed_planes(frame, facts.picture)
+                yield frame
                 done += 1
             elif frame.pts is not None and done < len(wanted) and frame.pts > wanted[done]:
                 break
@@ -132,10 +156,6 @@ def _tolerant_decode(container: InputContainer, index: int) -> Iterator[av.Video
 
 
 def _check(facts: SourceFacts, frame: av.VideoFrame, number: int) -> None:
-    if frame.interlaced_frame:
-        raise UnsupportedSourceError(
-            f"{facts.path}: frame {number} is interlaced, which this version does not handle", "Deinterlace it first"
-        )
     if (frame.width, frame.height, frame.format.name) != (facts.width, facts.height, facts.pix_fmt):
         raise UnsupportedSourceError(
             f"{facts.path}: frame {number} changes to {frame.width}x{frame.height} {frame.format.name}"
@@ -145,13 +165,17 @@ def _check(facts: SourceFacts, frame: av.VideoFrame, number: int) -> None:
 
 
 def packed_planes(frame: av.VideoFrame, picture: PictureFormat) -> NDArray[np.uint8]:
-    """The planes of a decoded frame without row padding, `uint8[frame_bytes]`."""
-    sample_bytes = PIXEL_LAYOUTS[picture.pix_fmt][2]
+    """The planes of a decoded frame without row padding, `uint8[frame_bytes]`.
+
+    Pixels that a decoder gives in packs are unpacked; no sample changes by that.
+    """
+    if frame.format.name.replace("yuvj", "yuv") != picture.pix_fmt:
+        frame = frame.reformat(format=picture.pix_fmt)
     packed = np.empty(picture.frame_bytes, dtype=np.uint8)
     offset = 0
     for plane, (rows, columns) in zip(frame.planes, picture.plane_shapes, strict=True):
         padded = np.frombuffer(memoryview(plane), dtype=np.uint8, count=rows * plane.line_size)
-        row_bytes = columns * sample_bytes
+        row_bytes = columns * picture.bytes_per_sample
         target = packed[offset : offset + rows * row_bytes].reshape(rows, row_bytes)
         target[:] = padded.reshape(rows, plane.line_size)[:, :row_bytes]
         offset += target.size

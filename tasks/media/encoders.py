@@ -13,11 +13,11 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
 
 import av
 import av.error
@@ -27,10 +27,18 @@ import xxhash
 from tasks.errors import FrameError, SettingsError
 from tasks.media import ffmpeg
 from tasks.media.chunk_file import ChunkReader, partial_path
+from tasks.media.closeness import Closeness
+from tasks.media.light import Light
 from tasks.media.pixels import PictureFormat
 
 #: Version of what `encode_chunk` writes; part of every chunk key.
-ENCODE_VERSION: Final = 1
+ENCODE_VERSION: Final = 2
+
+#: What an encoder takes instead of planes: the same samples in packs.
+_PACKED: Final = {("ffv1", "gbrp"): "bgr0", ("ffv1", "gbrap"): "bgra"}
+
+#: Full range in the numbers of libavutil.
+_FULL_RANGE: Final = 2
 
 #: Frames handed to an encoder at a time: a few megabytes, so that memory stays flat at any picture size.
 _FEED_FRAMES: Final = 2
@@ -48,6 +56,67 @@ class EncoderProfile:
     containers: tuple[str, ...] = ("mp4", "mov", "mkv")
     """File name endings that can hold it."""
     best_for: str = ""
+    pix_fmts: tuple[str, ...] = ("yuv420p",)
+    """Layouts it takes, of `PIXEL_LAYOUTS`."""
+    qualities: tuple[int, int] | None = None
+    """Least and largest rate factor, the best one first; `None` if it has none."""
+    presets: tuple[str, ...] = ()
+    """What it calls its compromises between speed and size."""
+    limited_only: bool = False
+    """Whether its stream cannot say that samples are of full range."""
+    shapeless: bool = False
+    """Whether its stream cannot say of what shape samples are, so that the container has to."""
+
+    def tuned(self, crf: int | None, preset: str | None) -> EncoderProfile:
+        """With another rate factor or preset.
+
+        Raises:
+            SettingsError: It has none, or not this one.
+        """
+        options = dict(self.options)
+        if crf is not None:
+            if self.qualities is None:
+                raise SettingsError(f"profile {self.name} has no rate factor", "Leave --crf out")
+            least, most = self.qualities
+            if not least <= crf <= most:
+                raise SettingsError(
+                    f"a rate factor of {crf} is out of range", f"Give {least} (best) to {most} to {self.name}"
+                )
+            options["crf"] = str(crf)
+        if preset is not None:
+            if preset not in self.presets:
+                remedy = f"Choose one of {', '.join(self.presets)}" if self.presets else "Leave --preset out"
+                raise SettingsError(f"profile {self.name} has no preset {preset!r}", remedy)
+            options["preset"] = preset
+        return replace(self, options=options)
+
+    def lit(self, light: Light) -> EncoderProfile:
+        """Saying what a source says about its mastering display and content light."""
+        options = dict(self.options)
+        for name, value in light.options(self.encoder).items():
+            options[name] = f"{options[name]}:{value}" if name in options else value
+        return replace(self, options=options)
+
+    @property
+    def tells_light(self) -> bool:
+        """Whether `lit` makes a difference."""
+        return bool(_ANY_LIGHT.options(self.encoder))
+
+
+_ANY_LIGHT: Final = Light((1,) * 10, (1, 1))
+
+
+def _formats(models: str, bits: tuple[int, ...]) -> tuple[str, ...]:
+    """Names of layouts such as `yuv420p10le` for each model such as `yuv420p` and each depth."""
+    ends = ["" if depth == 8 else f"{depth}le" for depth in bits]
+    return tuple(f"{model}{end}" for end in ends for model in models.split())
+
+
+_X26_PRESETS: Final = (
+    *("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"),
+)
+
+_X265_PARAMS: Final = "log-level=error:open-gop=0:scenecut=0:pools=none:frame-threads=1:wpp=0:info=0"
 
 
 #: `stitchable` keeps x264 from tuning its headers to the content, so that all groups share one parameter set.
@@ -59,17 +128,49 @@ PROFILES: Final[dict[str, EncoderProfile]] = {
             "libx264",
             {"preset": "veryfast", "crf": "16", "x264-params": "stitchable=1:open-gop=0:scenecut=0"},
             best_for="playback everywhere",
+            pix_fmts=_formats("yuv420p yuv422p yuv444p", (8, 10)),
+            qualities=(0, 51),
+            presets=_X26_PRESETS,
         ),
         EncoderProfile(
             "h265",
             "libx265",
-            {
-                "preset": "fast",
-                "crf": "18",
-                "tag:v": "hvc1",
-                "x265-params": "log-level=error:open-gop=0:scenecut=0:pools=none:frame-threads=1:wpp=0:info=0",
-            },
+            {"preset": "fast", "crf": "18", "x265-params": _X265_PARAMS},
             best_for="4K at half the size of h264",
+            pix_fmts=_formats("yuv420p yuv422p yuv444p gbrp gray", (8, 10, 12)),
+            qualities=(0, 51),
+            presets=_X26_PRESETS,
+        ),
+        EncoderProfile(
+            "h265-10",
+            "libx265",
+            {"preset": "fast", "crf": "18", "x265-params": _X265_PARAMS},
+            best_for="gradients without bands, also from 8-bit sources",
+            pix_fmts=_formats("yuv420p yuv422p yuv444p gbrp gray", (10,)),
+            qualities=(0, 51),
+            presets=_X26_PRESETS,
+        ),
+        EncoderProfile(
+            "av1",
+            "libsvtav1",
+            # One level of parallelism is one thread; two passes or a scene cut would look beyond a group.
+            {"preset": "8", "crf": "24", "svtav1-params": "lp=1:scd=0"},
+            containers=("mp4", "mkv"),
+            best_for="the smallest files for streaming",
+            pix_fmts=_formats("yuv420p", (8, 10)),
+            qualities=(1, 63),
+            presets=tuple(map(str, range(14))),
+            shapeless=True,
+        ),
+        EncoderProfile(
+            "prores",
+            "prores_ks",
+            {"vendor": "apl0"},  # Which of its profiles, `group_command` says: HQ, or 4444 for full chroma.
+            containers=("mov", "mkv"),
+            best_for="editing",
+            pix_fmts=("yuv422p10le", "yuv444p10le", "yuva444p10le"),
+            limited_only=True,
+            shapeless=True,
         ),
         EncoderProfile(
             "ffv1",
@@ -77,9 +178,23 @@ PROFILES: Final[dict[str, EncoderProfile]] = {
             {"level": "3", "slicecrc": "1", "slices": "4", "g": "1"},
             containers=("mkv",),
             best_for="lossless masters",
+            shapeless=True,
+            pix_fmts=(
+                *_formats("yuv420p yuv422p yuv444p gray", (8, 9, 10, 12, 14)),
+                *_formats("yuva420p", (8, 9, 10)),
+                *_formats("yuva422p yuva444p", (8, 9, 10, 12)),
+                *_formats("gbrp", (8, 9, 10, 12, 14)),
+                *_formats("gbrap", (8, 10, 12, 14)),
+            ),
         ),
     )
 }
+
+
+def profile_from_dict(data: dict[str, Any]) -> EncoderProfile:
+    """A profile that `asdict` made plain."""
+    lists = ("containers", "pix_fmts", "qualities", "presets")
+    return EncoderProfile(**{**data, **{name: tuple(data[name]) for name in lists if data[name] is not None}})
 
 
 def find_profile(name: str) -> EncoderProfile:
@@ -109,6 +224,12 @@ class EncodedChunk:
     bytes: int
     digest: str
     """XXH3 (128 bits) of the file."""
+    worst_psnr: float | None = None
+    """Of the frame that is farthest from its source, in dB; `None` if nobody compared."""
+    worst_frame: int = 0
+    """Its number within the chunk."""
+    misplaced: int = 0
+    """Frames that are closer to a neighbour of their source than to their source."""
 
     @staticmethod
     def manifest_path(path: Path) -> Path:
@@ -124,6 +245,7 @@ def encode_chunk(
     sample_aspect_ratio: Fraction,
     first_frame: int,
     concurrency: int,
+    closeness: Closeness | None = None,
 ) -> EncodedChunk:
     """Encode a chunk file to a Matroska file of closed groups of pictures, and check that it decodes.
 
@@ -135,6 +257,7 @@ def encode_chunk(
         sample_aspect_ratio: Width to height of one sample.
         first_frame: Number of the first frame in the whole source, a multiple of the group length.
         concurrency: Groups encoded at the same time, one thread each.
+        closeness: Compares what is decoded with the frames of the source.
 
     Raises:
         ChunkFileError: The source fails its checksums.
@@ -160,9 +283,14 @@ def encode_chunk(
                 pool.shutdown(wait=False, cancel_futures=True)  # The chunk is lost; do not encode the rest of it.
                 raise
         try:
-            _concatenate(groups, partial, rate)
-            _expect_frames(partial, len(reader), reader.picture, first_frame)
+            _concatenate(groups, partial, rate, reader.picture)
+            _expect_frames(partial, len(reader), reader.picture, first_frame, closeness)
             manifest = EncodedChunk(len(reader), partial.stat().st_size, file_digest(partial))
+            if closeness is not None:
+                worst = round(closeness.worst, 2)
+                manifest = replace(
+                    manifest, worst_psnr=worst, worst_frame=closeness.worst_frame, misplaced=closeness.misplaced
+                )
             record = Path(folder) / "manifest.json"
             record.write_text(json.dumps(asdict(manifest)))
             os.replace(partial, target)
@@ -172,11 +300,16 @@ def encode_chunk(
     return manifest
 
 
+def read_manifest(path: Path) -> EncodedChunk:
+    """What the manifest of an encoded chunk says, unchecked."""
+    return EncodedChunk(**json.loads(EncodedChunk.manifest_path(path).read_text()))
+
+
 def read_encoded(path: Path, frames: int) -> EncodedChunk | None:
     """The manifest of an encoded chunk that is complete and undamaged; anything else is removed and gives `None`."""
     manifest_path = EncodedChunk.manifest_path(path)
     try:
-        manifest = EncodedChunk(**json.loads(manifest_path.read_text()))
+        manifest = read_manifest(path)
         if manifest.frames == frames and manifest.bytes == path.stat().st_size and manifest.digest == file_digest(path):
             return manifest
     except (OSError, ValueError, TypeError):
@@ -229,10 +362,19 @@ def group_command(
         video_size=(picture.width, picture.height),
         framerate=str(rate),
     )
+    if profile.encoder == "ffv1" and colour.full_range:
+        del tags["range"]  # Its encoder would have it converted; what is not said is not touched.
     # Tags go through filters: options of the output do not reach the stream in every version of ffmpeg.
+    # Left is what is taken for granted where nothing is said.
+    if picture.layout.shift_y and colour.chroma_location != "left":
+        tags["chroma_location"] = colour.chroma_location
     frames = frames.filter("setparams", field_mode="prog", **tags)
     frames = frames.filter("setsar", f"{sample_aspect_ratio.numerator}/{sample_aspect_ratio.denominator}")
     options = {"g": "100000", **profile.options}
+    if profile.encoder == "prores_ks":
+        options["profile:v"] = "3" if picture.layout.shift_x else "4"
+    if packed := _PACKED.get((profile.encoder, picture.pix_fmt)):
+        frames = frames.filter("format", packed)
     output = frames.output(
         ffmpeg.file_argument(path),
         format="matroska",
@@ -256,7 +398,7 @@ def packets_in_decoding_order(path: Path) -> Iterator[tuple[av.Packet, int]]:
         yield packet, ranks[index]
 
 
-def _concatenate(groups: Sequence[Path], target: Path, rate: Fraction) -> None:
+def _concatenate(groups: Sequence[Path], target: Path, rate: Fraction, picture: PictureFormat) -> None:
     """Copy the packets of all groups into one file; times are frame numbers, which is all that later stages need."""
     with av.open(f"file:{target}", "w", format="matroska", options={"fflags": "+bitexact"}) as output:
         stream = None
@@ -264,7 +406,9 @@ def _concatenate(groups: Sequence[Path], target: Path, rate: Fraction) -> None:
         for group in groups:
             if stream is None:
                 with av.open(f"file:{group}") as first:
-                    stream = output.add_stream_from_template(first.streams.video[0])
+                    stream = output.add_stream_from_template(first.streams.video[0], opaque=True)
+                    if picture.colour.full_range:
+                        stream.codec_context.color_range = _FULL_RANGE
             count = 0
             for packet, rank in packets_in_decoding_order(group):
                 packet.stream = stream
@@ -276,8 +420,10 @@ def _concatenate(groups: Sequence[Path], target: Path, rate: Fraction) -> None:
             base += count
 
 
-def _expect_frames(path: Path, frames: int, picture: PictureFormat, first_frame: int) -> None:
-    """Decode an encoded chunk and count.
+def _expect_frames(
+    path: Path, frames: int, picture: PictureFormat, first_frame: int, closeness: Closeness | None
+) -> None:
+    """Decode an encoded chunk, count, and compare with the source.
 
     Raises:
         FrameError: A frame is missing or of another size.
@@ -291,6 +437,8 @@ def _expect_frames(path: Path, frames: int, picture: PictureFormat, first_frame:
             for frame in container.decode(stream):
                 if (frame.width, frame.height) != (picture.width, picture.height):
                     break
+                if closeness is not None:
+                    closeness.add(frame, picture)
                 seen += 1
     except av.error.FFmpegError as error:
         raise FrameError(

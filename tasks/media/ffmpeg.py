@@ -164,6 +164,12 @@ def run(arguments: Sequence[str]) -> None:
         pass
 
 
+def said_by(arguments: Sequence[str]) -> str:
+    """What ffmpeg tells on stderr about a file, whether it succeeds or not."""
+    command = [binary(), "-hide_banner", "-nostdin", "-nostats", "-protocol_whitelist", PROTOCOLS, *arguments]
+    return subprocess.run(command, capture_output=True, check=False).stderr.decode(errors="replace")
+
+
 def file_argument(path: Path) -> str:
     """`path` as ffmpeg must be given it: with an explicit protocol, so that no file name can name another one."""
     return f"file:{path}"

@@ -17,10 +17,12 @@ import av
 import av.error
 import numpy as np
 import xxhash
-from av.container import OutputContainer
+from av.container import InputContainer, OutputContainer
+from av.stream import Discard
 from numpy.typing import NDArray
 
 from tasks.errors import ChunkFileError, SettingsError
+from tasks.media import ffmpeg
 from tasks.media.encoders import packets_in_decoding_order
 from tasks.media.probe import SourceFacts, open_source
 from tasks.media.timestamps import FrameTable
@@ -79,6 +81,8 @@ def plan_carried(facts: SourceFacts, muxer: str) -> Carried:
             if stream.index == facts.video_index:
                 continue
             kind = facts.streams[stream.index].kind
+            if kind == "data" and _is_written_anew(stream):
+                continue
             if kind == "video" and not facts.streams[stream.index].cover_art:
                 left_out[stream.index] = "another video stream; one is upscaled per job"
                 continue
@@ -88,6 +92,18 @@ def plan_carried(facts: SourceFacts, muxer: str) -> Carried:
             else:
                 left_out[stream.index] = reason
     return Carried(tuple(indexes), left_out)
+
+
+def _is_written_anew(stream: Any) -> bool:
+    """Whether the muxer itself makes this stream: timecode, or the titles of chapters, of MP4 and MOV."""
+    return "timecode" in stream.metadata or stream.discard == Discard.all
+
+
+def _timecode(source: InputContainer) -> str | None:
+    """Timecode of the first picture, from wherever the source keeps it."""
+    said = [source.metadata, *(stream.metadata for stream in source.streams if stream.type in ("video", "data"))]
+    found = [value for metadata in said for name, value in metadata.items() if name.lower() == "timecode"]
+    return found[0] if found else None
 
 
 def _refusal(stream: Any, muxer: str) -> str | None:
@@ -102,16 +118,30 @@ def _refusal(stream: Any, muxer: str) -> str | None:
     return None
 
 
+def _stream_metadata(stream: Any) -> dict[str, str]:
+    """What a stream says about itself, not about the file it was in; MP4 calls a title a name."""
+    said = {key: value for key, value in stream.metadata.items() if key not in ("encoder", "vendor_id")}
+    if "name" in said:
+        said.setdefault("title", said["name"])
+    return said
+
+
 def _add_copy(output: OutputContainer, stream: Any) -> Any:
     copy = output.add_stream_from_template(stream)
-    copy.metadata.update({key: value for key, value in stream.metadata.items() if key not in ("encoder", "vendor_id")})
+    copy.metadata.update(_stream_metadata(stream))
     copy.disposition = stream.disposition
     copy.time_base = stream.time_base
     return copy
 
 
 def mux(
-    facts: SourceFacts, table: FrameTable, chunks: Sequence[Path], carried: Carried, target: Path, muxer: str
+    facts: SourceFacts,
+    table: FrameTable,
+    chunks: Sequence[Path],
+    carried: Carried,
+    target: Path,
+    muxer: str,
+    sample_aspect_ratio: Fraction | None = None,
 ) -> MuxReport:
     """Write the result.
 
@@ -122,31 +152,47 @@ def mux(
         carried: Other streams to copy.
         target: File to write.
         muxer: libavformat's name of the container.
+        sample_aspect_ratio: Width to height of one sample, where the stream cannot say it.
 
     Raises:
+        FfmpegError: ffmpeg was killed or failed.
         ChunkFileError: The chunks hold another number of frames than the table.
     """
-    # Nothing is shifted behind our back: negative times of audio priming stay negative.
-    options = {"fflags": "+bitexact", "avoid_negative_ts": "disabled"}
-    if muxer in ("mp4", "mov"):
-        # Both clocks are the source's own: the track's holds every time, the movie's holds where the track starts.
-        scale = str(_timescale(table.time_base))
-        options |= {"movflags": "+faststart", "video_track_timescale": scale, "movie_timescale": scale}
+    options = _muxer_options(muxer, table)
+    if sample_aspect_ratio not in (None, 1):
+        # PyAV keeps the shape of samples to itself; ffmpeg copies the file once more and says it.
+        unshaped = target.with_name(f"{target.name}.partial-unshaped")
+        try:
+            report = mux(facts, table, chunks, carried, unshaped, muxer)
+            _say_shape(unshaped, target, muxer, options, sample_aspect_ratio)
+        finally:
+            unshaped.unlink(missing_ok=True)
+        return report
     with (
         open_source(Path(facts.path)) as source,
         av.open(f"file:{target}", "w", format=muxer, options=options) as output,
     ):
         with av.open(f"file:{chunks[0]}") as first:
-            video = output.add_stream_from_template(first.streams.video[0])
+            # Opaque: all that the stream says of itself, shape and colour included, and no encoder is looked for.
+            encoded = first.streams.video[0]
+            video = output.add_stream_from_template(encoded, opaque=True)
+            if muxer in ("mp4", "mov") and encoded.codec_context.name in ("hevc", "prores"):
+                # Players of Apple take HEVC by this name only; ProRes has one for each of its profiles.
+                is_hevc = encoded.codec_context.name == "hevc"
+                video.codec_context.codec_tag = "hvc1" if is_hevc else encoded.codec_context.codec_tag
         original = source.streams[facts.video_index]
-        video.metadata.update(
-            {key: value for key, value in original.metadata.items() if key in ("language", "title", "handler_name")}
-        )
+        said = _stream_metadata(original)
+        video.metadata.update({key: said[key] for key in ("language", "title", "handler_name") if key in said})
         video.disposition = original.disposition
         video.time_base = table.time_base
-        video.rate = table.rate
+        if table.constant:
+            video.rate = table.rate
         copies = {index: _add_copy(output, source.streams[index]) for index in carried.indexes}
         output.metadata.update({key: value for key, value in source.metadata.items() if key not in _OWN_TO_FILE})
+        if facts.display_matrix:
+            video.set_display_matrix(facts.display_matrix)
+        if timecode := _timecode(source):
+            video.metadata["timecode"] = timecode
         if source.chapters():
             output.set_chapters(source.chapters())
         digests = {index: xxhash.xxh3_128() for index in (facts.video_index, *copies)}
@@ -174,6 +220,56 @@ def mux(
         other_digests={index: digest.hexdigest() for index, digest in digests.items()},
         other_spans=spans,
     )
+
+
+def _muxer_options(muxer: str, table: FrameTable) -> dict[str, str]:
+    # Nothing is shifted behind our back: negative times of audio priming stay negative.
+    options = {"fflags": "+bitexact", "avoid_negative_ts": "disabled"}
+    if muxer == "matroska":
+        options |= {"default_mode": "passthrough"}  # No stream becomes a default one that was none.
+    if muxer in ("mp4", "mov"):
+        # Both clocks are the source's own: the track's holds every time, the movie's holds where the track starts.
+        scale = str(_timescale(table.time_base))
+        options |= {"movflags": "+faststart", "video_track_timescale": scale, "movie_timescale": scale}
+    return options
+
+
+def shape_argument(width: int, height: int, sample_aspect_ratio: Fraction, profile: str = "the container") -> str:
+    """The shape of a picture as ffmpeg must be told it for a copy: it keeps ratios of numbers up to 255.
+
+    Raises:
+        SettingsError: The shape is no such ratio.
+    """
+    shape = Fraction(width, height) * sample_aspect_ratio
+    if sample_aspect_ratio != 1 and max(shape.numerator, shape.denominator) > _LARGEST_IN_RATIO:
+        raise SettingsError(
+            f"{profile} cannot store that samples of {width}x{height} are of shape {sample_aspect_ratio}",
+            "Add --square-pixels, or choose --encoder h264 or h265",
+        )
+    return f"{shape.numerator}:{shape.denominator}"
+
+
+_LARGEST_IN_RATIO: Final = 255
+
+
+def _say_shape(
+    source: Path, target: Path, muxer: str, options: dict[str, str], sample_aspect_ratio: Fraction | None
+) -> None:
+    """Copy a result, saying of what shape its samples are."""
+    with av.open(f"file:{source}") as container:
+        video = container.streams.video[0]
+        shape = shape_argument(video.width, video.height, sample_aspect_ratio or Fraction(1))
+    arguments = ["-protocol_whitelist", ffmpeg.PROTOCOLS, "-copyts", "-i", ffmpeg.file_argument(source)]
+    # Timecode and titles of chapters are no streams here: the muxer makes them anew.
+    arguments += ["-map", "0", "-map", "-0:d?", "-c", "copy", "-aspect:v:0", shape, "-f", muxer]
+    arguments += [word for name, value in options.items() for word in (f"-{name}", value)]
+    ffmpeg.run([*arguments, ffmpeg.file_argument(target)])
+
+
+def is_blank(packet: av.Packet) -> bool:
+    """Whether it is an empty line of MP4's subtitles, which its muxer adds to end the line before."""
+    context = getattr(packet.stream, "codec_context", None)
+    return packet.size == 2 and context is not None and context.name == "mov_text" and bytes(packet) == b"\0\0"
 
 
 def payload(packet: av.Packet) -> memoryview:

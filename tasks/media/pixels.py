@@ -9,8 +9,107 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-#: Layouts the whole path handles today: name -> (horizontal chroma shift, vertical chroma shift, bytes per sample).
-PIXEL_LAYOUTS: Final[dict[str, tuple[int, int, int]]] = {"yuv420p": (1, 1, 1)}
+
+@dataclass(frozen=True)
+class PixelLayout:
+    """How the samples of a raw frame are laid out: in planes, one after another."""
+
+    model: str
+    """`yuv`, `gray` or `rgb`; the planes of `rgb` are G, B and R."""
+    bits: int
+    """Per sample; above 8 each takes two bytes, the low one first."""
+    shift_x: int = 0
+    """Luma columns of a chroma sample, as a power of two."""
+    shift_y: int = 0
+    alpha: bool = False
+    """Whether a plane of opacity comes last."""
+
+    @property
+    def bytes_per_sample(self) -> int:
+        return 1 if self.bits == 8 else 2
+
+    @property
+    def shifts(self) -> tuple[tuple[int, int], ...]:
+        """Of each plane, vertical and horizontal."""
+        colour = {"gray": (), "rgb": ((0, 0), (0, 0)), "yuv": ((self.shift_y, self.shift_x),) * 2}[self.model]
+        return ((0, 0), *colour, *([(0, 0)] if self.alpha else []))
+
+
+#: Horizontal and vertical shift of chroma by the digits in ffmpeg's names.
+_SUBSAMPLING: Final = {"420": (1, 1), "422": (1, 0), "444": (0, 0), "440": (0, 1), "411": (2, 0), "410": (2, 2)}
+
+
+#: Depths at which libav knows each family of layouts.
+_DEPTHS: Final = {
+    "gray": (8, 9, 10, 12, 14),
+    "gbrp": (8, 9, 10, 12, 14),
+    "gbrap": (8, 10, 12, 14),
+    **dict.fromkeys(("yuv420p", "yuv422p", "yuv444p"), (8, 9, 10, 12, 14)),
+    **dict.fromkeys(("yuva422p", "yuva444p"), (8, 9, 10, 12)),
+    **{"yuva420p": (8, 9, 10), "yuv440p": (8, 10, 12), "yuv411p": (8,), "yuv410p": (8,)},
+}
+
+
+def _layouts() -> dict[str, PixelLayout]:
+    found = {}
+    for family, depths in _DEPTHS.items():
+        for bits in depths:
+            name = family if bits == 8 else f"{family}{bits}le"
+            if family.startswith("yuv"):
+                shifts = _SUBSAMPLING[family.removeprefix("yuv").strip("ap")]
+                found[name] = PixelLayout("yuv", bits, *shifts, alpha="a" in family)
+            else:
+                found[name] = PixelLayout("gray" if family == "gray" else "rgb", bits, alpha=family == "gbrap")
+    return found
+
+
+#: Layouts the whole path handles, by ffmpeg's names.
+PIXEL_LAYOUTS: Final[dict[str, PixelLayout]] = _layouts()
+
+#: Formats that decoders give and that hold the same samples in another order -> the layout they are unpacked to.
+_UNPACKED: Final = {
+    **{f"yuvj{digits}p": f"yuv{digits}p" for digits in ("420", "422", "444", "440", "411")},
+    **dict.fromkeys(("rgb24", "bgr24", "rgb0", "bgr0", "0rgb", "0bgr"), "gbrp"),
+    **dict.fromkeys(("rgba", "bgra", "argb", "abgr", "pal8"), "gbrap"),
+    **{"nv12": "yuv420p", "nv21": "yuv420p", "nv16": "yuv422p", "yuyv422": "yuv422p", "uyvy422": "yuv422p"},
+}
+
+
+def planar(pix_fmt: str) -> str | None:
+    """The layout that holds the samples of a decoder's format bit for bit; `None` if none does."""
+    name = _UNPACKED.get(pix_fmt, pix_fmt)
+    return name if name in PIXEL_LAYOUTS else None
+
+
+def closest(wanted: PixelLayout, offered: tuple[str, ...]) -> str | None:
+    """The layout out of `offered` that loses least of the size of a file while it loses nothing of `wanted`.
+
+    Nothing is lost by more bits, more chroma samples, or chroma for grey. Red, green and blue may become YUV of full
+    chroma, whose code values cannot tell all of them apart, if nothing better is offered.
+
+    Returns:
+        One of `offered`; `None` if none will do.
+    """
+
+    def cost(name: str) -> tuple[int, int, int, int] | None:
+        layout = PIXEL_LAYOUTS[name]
+        if layout.bits < wanted.bits or layout.alpha < wanted.alpha:
+            return None
+        if wanted.model != "gray" and layout.model == "gray":
+            return None
+        if wanted.model == "yuv" and (layout.model == "rgb" or not _at_least(layout, wanted)):
+            return None
+        if wanted.model == "rgb" and layout.model == "yuv" and layout.shift_x + layout.shift_y:
+            return None
+        samples = sum(64 >> sum(shifts) for shifts in layout.shifts)
+        return (layout.model != wanted.model, layout.bits, int(layout.alpha), samples)
+
+    costs = {name: found for name in offered if (found := cost(name)) is not None}
+    return min(costs, key=lambda name: costs[name], default=None)
+
+
+def _at_least(layout: PixelLayout, wanted: PixelLayout) -> bool:
+    return layout.shift_x <= wanted.shift_x and layout.shift_y <= wanted.shift_y
 
 
 @dataclass(frozen=True)
@@ -18,7 +117,8 @@ class Colour:
     """How sample values mean colours, in ffmpeg's names (`None`: the source does not say and nothing is guessed)."""
 
     matrix: str
-    """YUV matrix used for the conversion: `bt709`, `smpte170m`, `bt470bg`, `fcc`, `smpte240m` or `bt2020nc`."""
+    """YUV matrix used for the conversion: `bt709`, `smpte170m`, `bt470bg`, `fcc`, `smpte240m`, `bt2020nc` or `ycgco`;
+    `gbr` for samples that are red, green and blue."""
     full_range: bool
     """`True`: 0..255 (pc). `False`: luma 16..235, chroma 16..240 (tv)."""
     primaries: str | None = None
@@ -41,14 +141,16 @@ class PictureFormat:
 
     @property
     def plane_shapes(self) -> tuple[tuple[int, int], ...]:
-        """(rows, columns) of each plane in memory order: Y, U, V."""
-        shift_x, shift_y, _ = PIXEL_LAYOUTS[self.pix_fmt]
-        chroma = (-(-self.height >> shift_y), -(-self.width >> shift_x))
-        return ((self.height, self.width), chroma, chroma)
+        """(rows, columns) of each plane in memory order: Y, U, V, or G, B, R, or Y alone; opacity comes last."""
+        return tuple((-(-self.height >> down), -(-self.width >> across)) for down, across in self.layout.shifts)
+
+    @property
+    def layout(self) -> PixelLayout:
+        return PIXEL_LAYOUTS[self.pix_fmt]
 
     @property
     def bytes_per_sample(self) -> int:
-        return PIXEL_LAYOUTS[self.pix_fmt][2]
+        return self.layout.bytes_per_sample
 
     @property
     def frame_bytes(self) -> int:

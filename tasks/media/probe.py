@@ -7,7 +7,9 @@ cannot be processed faithfully into an error that names them. Both take a fracti
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+import re
+import struct
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
@@ -15,15 +17,19 @@ from typing import Any, Final
 import av
 import av.error
 from av.container import InputContainer
+from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.stream import VideoStream as AvVideoStream
 
-from tasks.errors import SourceError, UnsupportedSourceError
-from tasks.media.ffmpeg import PROTOCOLS
-from tasks.media.pixels import PIXEL_LAYOUTS, Colour, PictureFormat
+from tasks.errors import SettingsError, SourceError, UnsupportedSourceError
+from tasks.media.ffmpeg import PROTOCOLS, file_argument, said_by
+from tasks.media.light import Light
+from tasks.media.pixels import PIXEL_LAYOUTS, Colour, PictureFormat, planar
 
 #: Matrices, primaries and transfers: ITU-T H.273 code points, which libavutil uses too, in ffmpeg's names.
 MATRICES: Final = {1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco", 9: "bt2020nc"}
+MATRICES.update({0: "gbr", 10: "bt2020c", 11: "smpte2085", 12: "chroma-derived-nc", 13: "chroma-derived-c"})
+MATRICES.update({14: "ictcp"})
 PRIMARIES: Final = {1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "film", 9: "bt2020"}
 PRIMARIES.update({10: "smpte428", 11: "smpte431", 12: "smpte432", 22: "jedec-p22"})
 TRANSFERS: Final = {
@@ -40,6 +46,16 @@ TRANSFERS.update(
 )
 _UNSPECIFIED: Final = 2
 _FULL_RANGE: Final = 2
+
+#: Matrices that are more than a product with three weights: luma is not a sum of R'G'B', or codes are not of R'G'B'.
+_UNUSABLE_MATRICES: Final = ("bt2020c", "smpte2085", "chroma-derived-nc", "chroma-derived-c", "ictcp")
+
+#: Codecs whose streams can say where chroma lies, and those whose pictures have it in the middle of each cell.
+_SAY_SITES: Final = ("h264", "hevc", "av1", "vp9", "ffv1")
+_CENTRED: Final = ("mpeg1video", "mjpeg", "mjpegb")
+
+#: Codecs in which grey that says nothing is of limited range, as their standards have it; elsewhere it is full.
+_LIMITED_GREY: Final = ("h264", "hevc", "av1", "vp9")
 
 #: Field orders of libavcodec (AVFieldOrder): 0 unknown, 1 progressive, the others interlaced.
 FIELD_ORDERS: Final = {0: "unknown", 1: "progressive", 2: "tt", 3: "bb", 4: "tb", 5: "bt"}
@@ -100,11 +116,15 @@ class SourceFacts:
     """`progressive`, `unknown`, or one of `tt`, `bb`, `tb`, `bt` for interlaced pictures."""
     rotation: int
     """Degrees by which a player turns the picture, counter-clockwise."""
+    display_matrix: tuple[int, ...] = ()
+    """How a player turns and mirrors the picture, nine numbers as libavutil has them; empty for not at all."""
+    light: Light = field(default_factory=Light)
+    """What the stream says about its mastering display and its brightest pixels."""
 
     @property
     def picture(self) -> PictureFormat:
-        """Format of one decoded frame, with `yuvj420p` written as full-range `yuv420p`."""
-        return PictureFormat(self.width, self.height, self.pix_fmt.replace("yuvj", "yuv"), self.colour)
+        """Format of one decoded frame, planes without padding: `yuvj420p` and `nv12` are `yuv420p` then."""
+        return PictureFormat(self.width, self.height, planar(self.pix_fmt) or self.pix_fmt, self.colour)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; rationals as `numerator/denominator`."""
@@ -169,10 +189,15 @@ def _why_unreadable(path: Path) -> tuple[str, str]:
     return f"{path} is not a video that can be read", "Check that it plays elsewhere; it may be damaged or encrypted"
 
 
-def probe(path: Path) -> SourceFacts:
+def probe(path: Path, stream_index: int | None = None) -> SourceFacts:
     """Read the facts of a source.
 
+    Args:
+        path: The file.
+        stream_index: Which of its video streams is meant; by default the largest that is no cover.
+
     Raises:
+        SettingsError: `stream_index` is not one of a video stream.
         SourceError: It cannot be opened, holds no video, or its first frame cannot be decoded.
     """
     with open_source(path) as container:
@@ -185,7 +210,7 @@ def probe(path: Path) -> SourceFacts:
                 "Use `Engine.upscale_rgb` from a notebook for stills, or name a video file",
             )
         streams = tuple(_stream_facts(stream) for stream in container.streams)
-        stream = _best_video(container, streams)
+        stream = _best_video(container, streams) if stream_index is None else _named(container, stream_index, path)
         if stream is None:
             kinds = sorted({facts.kind for facts in streams}) or ["no stream at all"]
             raise SourceError(
@@ -200,7 +225,9 @@ def probe(path: Path) -> SourceFacts:
                 f"Sides of at most {LARGEST_SIDE} samples are accepted",
             )
         frame = _first_frame(container, stream, path)
-        colour, assumed = _colour(frame)
+        colour, assumed = _colour(frame, context.name)
+        if _may_say_site(frame, context.name):
+            colour = replace(colour, chroma_location=_stated_site(path, stream.index) or colour.chroma_location)
         order = FIELD_ORDERS.get(int(context.field_order or 0), "unknown")
         aspect = stream.sample_aspect_ratio
         return SourceFacts(
@@ -223,6 +250,8 @@ def probe(path: Path) -> SourceFacts:
             sample_aspect_ratio=aspect if aspect else Fraction(1),
             field_order="tt" if frame.interlaced_frame and order in ("unknown", "progressive") else order,
             rotation=int(frame.rotation or 0),
+            display_matrix=_display_matrix(frame),
+            light=Light.of(frame),
         )
 
 
@@ -261,6 +290,37 @@ def _best_video(container: InputContainer, streams: tuple[StreamFacts, ...]) -> 
     )
 
 
+def _named(container: InputContainer, index: int, path: Path) -> AvVideoStream:
+    found = {stream.index: stream for stream in container.streams.video}
+    if index not in found:
+        choices = ", ".join(map(str, found)) or "it has none"
+        raise SettingsError(f"{path}: stream {index} is no video", f"Name one of its video streams ({choices})")
+    return found[index]
+
+
+def _display_matrix(frame: av.VideoFrame) -> tuple[int, ...]:
+    found = Light.side_data(frame).get(SideData.DISPLAYMATRIX)
+    matrix = struct.unpack_from("=9i", found) if found else ()
+    return () if matrix == _UPRIGHT else matrix
+
+
+#: Of a picture that is shown as it is: 16.16 and, in the last column, 2.30 fixed point.
+_UPRIGHT: Final = (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+
+
+def _may_say_site(frame: av.VideoFrame, codec: str) -> bool:
+    layout = PIXEL_LAYOUTS.get(planar(frame.format.name) or "")
+    return codec in _SAY_SITES and layout is not None and layout.shift_y > 0
+
+
+def _stated_site(path: Path, index: int) -> str | None:
+    """Where the first frame says that its chroma lies; PyAV does not tell."""
+    arguments = ["-noautorotate", "-i", file_argument(path), "-map", f"0:{index}", "-frames:v", "1"]
+    said = said_by([*arguments, "-vf", "showinfo", "-f", "null", "-"])
+    found = re.search(r" cl:(left|center|topleft|top|bottomleft|bottom) ", said)
+    return found.group(1) if found else None
+
+
 def _first_frame(container: InputContainer, stream: AvVideoStream, path: Path) -> av.VideoFrame:
     try:
         for frame in container.decode(stream):
@@ -272,26 +332,32 @@ def _first_frame(container: InputContainer, stream: AvVideoStream, path: Path) -
     raise SourceError(f"{path}: video stream {stream.index} holds no frame", "The file is damaged or was cut off")
 
 
-def _colour(frame: av.VideoFrame) -> tuple[Colour, tuple[str, ...]]:
+def _colour(frame: av.VideoFrame, codec: str) -> tuple[Colour, tuple[str, ...]]:
     """Colour of a frame, with the rule for what it leaves open.
 
     Untagged material is taken for limited range, and for BT.709 from 720 rows or 1280 columns up, BT.601 below: what
-    broadcast practice and most players assume.
+    broadcast practice and most players assume. Red, green and blue are of full range.
     """
+    layout = PIXEL_LAYOUTS.get(planar(frame.format.name) or "")
+    model = layout.model if layout else "yuv"
     assumed = []
-    matrix = MATRICES.get(int(frame.colorspace))
-    if int(frame.colorspace) == _UNSPECIFIED or matrix is None:
+    matrix = MATRICES.get(int(frame.colorspace), f"number {int(frame.colorspace)}")
+    if model == "rgb":
+        matrix = "gbr"
+    elif int(frame.colorspace) == _UNSPECIFIED or (matrix == "gbr" and model == "gray"):
         high_definition = frame.height >= 720 or frame.width >= 1280
         matrix = "bt709" if high_definition else "smpte170m"
         assumed.append("matrix")
     full_range = int(frame.color_range) == _FULL_RANGE or frame.format.name.startswith("yuvj")
     if int(frame.color_range) == 0 and not full_range:
+        full_range = model == "rgb" or (model == "gray" and codec not in _LIMITED_GREY)
         assumed.append("range")
     return Colour(
         matrix=matrix,
         full_range=full_range,
         primaries=PRIMARIES.get(int(frame.color_primaries)),
         transfer=TRANSFERS.get(int(frame.color_trc)),
+        chroma_location="center" if codec in _CENTRED else "left",
     ), tuple(assumed)
 
 
@@ -302,19 +368,13 @@ def refuse_unsupported(facts: SourceFacts) -> None:
         UnsupportedSourceError: Naming each trait that is not handled.
     """
     traits = []
-    if facts.pix_fmt.replace("yuvj", "yuv") not in PIXEL_LAYOUTS:
-        traits.append(f"pixel format {facts.pix_fmt} (handled: 8-bit 4:2:0)")
-    if facts.colour.matrix == "ycgco":
-        traits.append("colour matrix YCgCo")
-    if facts.field_order not in ("progressive", "unknown"):
-        traits.append(f"interlaced pictures (field order {facts.field_order})")
-    if facts.width % 2 or facts.height % 2:
-        traits.append(f"an odd picture size ({facts.width}x{facts.height})")
-    if facts.rotation:
-        traits.append(f"a rotation of {facts.rotation} degrees in the container")
+    if planar(facts.pix_fmt) is None:
+        traits.append(f"pixel format {facts.pix_fmt} (handled: YUV, grey and RGB of 8 to 14 bits)")
+    if facts.colour.matrix in _UNUSABLE_MATRICES or facts.colour.matrix.startswith("number"):
+        traits.append(f"colour matrix {facts.colour.matrix}")
     if traits:
         raise UnsupportedSourceError(
             f"{facts.path}: video stream {facts.video_index} has {', '.join(traits)},"
             " which this version does not handle",
-            "Convert it first (for example with ffmpeg to progressive yuv420p) or wait for a version that does",
+            "Convert it first (for example with ffmpeg to yuv422p10le with matrix bt709)",
         )

@@ -14,13 +14,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import av.error
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import FrameError
+from tasks.media.changes import planes as planes_of
 from tasks.media.decode import decode_frames, packed_planes
 from tasks.media.pixels import PictureFormat
 from tasks.media.probe import SourceFacts, open_source, video_stream
@@ -36,9 +37,6 @@ _FRAMES_DECODED: Final = 3000
 #: Rows and columns of a thumbnail, and steps of the histogram of its brightness.
 _GRID: Final = (9, 16)
 _STEPS: Final = 16
-
-#: Code value of white.
-_PEAKS: Final = {1: 255.0, 2: 1023.0}
 
 #: A picture counts as flat or black where the brightness of its thumbnail varies by less, as share of the whole range.
 _FLAT: Final = 0.03
@@ -83,15 +81,11 @@ class Look:
     @classmethod
     def at(cls, frame: int, planes: NDArray[np.uint8], picture: PictureFormat) -> Look:
         """Look at a frame given as packed planes, `uint8[picture.frame_bytes]`."""
-        samples = planes.view(np.uint8 if picture.bytes_per_sample == 1 else "<u2")
-        peak = _PEAKS[picture.bytes_per_sample]
-        cells, offset = [], 0
-        for rows, columns in picture.plane_shapes:
-            plane = samples[offset : offset + rows * columns].reshape(rows, columns)
-            cells.append(_cell_means(plane) / peak)
-            offset += rows * columns
-        # Every third sample in both directions tells as much.
-        luma = samples[: picture.height * picture.width].reshape(picture.height, picture.width)[::3, ::3]
+        peak = float((1 << picture.layout.bits) - 1)
+        views = planes_of(planes, picture)[:3]
+        cells = [_cell_means(plane) / peak for plane in views]
+        cells += [np.full_like(cells[0], 0.5)] * (3 - len(cells))  # Grey is neutral in both other planes.
+        luma = views[0][::3, ::3]  # Every third sample in both directions tells as much.
         counts, _ = np.histogram(luma, bins=_STEPS, range=(0, peak))
         return cls(frame, np.stack(cells).astype(np.float32), (counts / luma.size).astype(np.float32))
 
@@ -233,7 +227,7 @@ def _around(facts: SourceFacts, table: FrameTable, frame: int, frames: int, take
     return Excerpt(first, min(end, first + frames - 1))
 
 
-def _cell_means(plane: NDArray[np.uint8]) -> NDArray[np.float64]:
+def _cell_means(plane: NDArray[Any]) -> NDArray[np.float64]:
     """Means of a plane over the cells of `_GRID`, or of a smaller grid where it has fewer samples."""
     rows, columns = (min(cells, size) for cells, size in zip(_GRID, plane.shape, strict=True))
     tops, lefts = np.arange(rows) * plane.shape[0] // rows, np.arange(columns) * plane.shape[1] // columns

@@ -6,7 +6,7 @@ and times in the project: `nb_frames`, `duration * rate` and `avg_frame_rate` of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,16 @@ _REORDER_DEPTH = 16
 
 
 @dataclass(frozen=True)
+class Fields:
+    """That pictures are two fields of different moments, and what is made of them."""
+
+    order: str
+    """`tff` or `bff`: which field is earlier, the top or the bottom one."""
+    doubled: bool = False
+    """A frame of each field instead of one of each picture."""
+
+
+@dataclass(frozen=True)
 class FrameTable:
     """Presentation times of all frames of a stream."""
 
@@ -38,7 +48,11 @@ class FrameTable:
     time_base: Fraction
     """Unit of the times in seconds."""
     rate: Fraction
-    """Frames per second; exact for a constant rate."""
+    """Frames per second; exact for a constant rate, the average of a variable one."""
+    constant: bool = True
+    """Whether every time lies within one tick of `start + n / rate`."""
+    fields: Fields | None = None
+    """How each frame is made of the two fields of a picture of the stream; `None` if it is that picture."""
 
     def __len__(self) -> int:
         return len(self.pts)
@@ -48,9 +62,34 @@ class FrameTable:
         return float(self.pts[frame] * self.time_base)
 
     @property
+    def stream_pts(self) -> NDArray[np.int64]:
+        """Presentation times of the pictures that frames are made of, in the time base of the stream."""
+        if self.fields is None or not self.fields.doubled:
+            return self.pts
+        return self.pts[::2] // 2
+
+    def of_fields(self, fields: Fields) -> FrameTable:
+        """The table of what comes out when the pictures of this one, of two fields each, are deinterlaced.
+
+        At twice the rate, the second field is shown half-way to the next picture; after the last one, as long after the
+        first field as it is in the picture before.
+        """
+        if not fields.doubled:
+            return replace(self, fields=fields)
+        last = 2 * self.pts[-1] - self.pts[-2] if len(self) > 1 else self.pts[-1] + _ticks_of(self)
+        pts = np.empty(2 * len(self), np.int64)
+        pts[0::2] = 2 * self.pts
+        pts[1::2] = self.pts + np.append(self.pts[1:], last)
+        return replace(self, pts=pts, time_base=self.time_base / 2, rate=2 * self.rate, fields=fields)
+
+    @property
     def duration(self) -> Fraction:
         """Seconds from the first frame's start to the last frame's end."""
         return int(self.pts[-1] - self.pts[0]) * self.time_base + 1 / self.rate
+
+
+def _ticks_of(table: FrameTable) -> int:
+    return max(1, round(1 / (table.rate * table.time_base)))
 
 
 @dataclass(frozen=True)
@@ -71,8 +110,8 @@ def scan_packets(facts: SourceFacts) -> PacketScan:
         facts: The probed source.
 
     Raises:
-        SourceError: Packets without timestamps, or two frames at one time.
-        UnsupportedSourceError: A variable frame rate.
+        SourceError: Two frames at one time.
+        UnsupportedSourceError: Packets without timestamps.
     """
     return _scan(facts, Path(facts.path).stat().st_mtime_ns)
 
@@ -126,19 +165,37 @@ def _scan(facts: SourceFacts, modified: int) -> PacketScan:
         raise SourceError(f"{path}: frames {at} and {at + 1} have the same timestamp", "The file is damaged")
     missing_seconds = 0.0
     if facts.duration_seconds is not None:
-        missing_seconds = facts.start_seconds + facts.duration_seconds - last_end
+        missing_seconds = _end_seconds(facts) - last_end
     ends_in_packet = facts.container == "mpegts" and all(facts.size_bytes % size for size in (188, 192, 204))
-    cut_off_at = _first_gap_at_end(times)
+    # Where packets lie in the order in which they are shown, a cut leaves no gap: a picture is shown longer there.
+    is_reordered = bool(np.any(np.diff(pts[-_REORDER_DEPTH:]) < 0))
+    is_whole = facts.container == _MOV and 0 < facts.declared_frames <= packets
+    cut_off_at = _first_gap_at_end(times) if is_reordered and not is_whole else None
     if cut_off_at is None and (
         packets < facts.declared_frames or missing_seconds > _DURATION_TOLERANCE or ends_in_packet
     ):
         cut_off_at = len(times)
-    rate = _rate(facts, times) if cut_off_at is None else _declared_rate(facts, times)
-    table = FrameTable(times, np.sort(np.asarray(keyframes, dtype=np.int64)), facts.time_base, rate)
+    rate = _constant_rate(facts, times) if cut_off_at is None else _declared_rate(facts, times)
+    table = FrameTable(
+        times,
+        np.sort(np.asarray(keyframes, dtype=np.int64)),
+        facts.time_base,
+        rate or _average_rate(facts, times),
+        constant=rate is not None,
+    )
     return PacketScan(table, digest.hexdigest(), cut_off_at)
 
 
+#: The demuxer of MP4 and MOV, whose index lists every packet.
+_MOV = "mov,mp4,m4a,3gp,3g2,mj2"
+
 _CUT_REMEDY = "Copy the file again, or use --salvage to keep what decodes"
+
+
+def _end_seconds(facts: SourceFacts) -> float:
+    """When the container says that it ends. What Matroska says counts from zero, wherever its first packet is."""
+    assert facts.duration_seconds is not None
+    return facts.duration_seconds + (0.0 if facts.container == "matroska,webm" else facts.start_seconds)
 
 
 def refuse_cut_off(facts: SourceFacts, scan: PacketScan) -> None:
@@ -175,14 +232,11 @@ def _declared_rate(facts: SourceFacts, times: NDArray[np.int64]) -> Fraction:
     return facts.frame_rate or (nearest_standard_rate(measured) if measured else None) or measured or Fraction(25)
 
 
-def _rate(facts: SourceFacts, times: NDArray[np.int64]) -> Fraction:
-    """The constant rate of a table.
+def _constant_rate(facts: SourceFacts, times: NDArray[np.int64]) -> Fraction | None:
+    """The constant rate of a table, `None` if it varies.
 
     A stream has a constant rate when every time lies within one tick of `start + n / rate`: containers such as
     Matroska round each time to their tick, so exact equality cannot be asked for.
-
-    Raises:
-        UnsupportedSourceError: The rate varies.
     """
     if len(times) == 1:
         return facts.frame_rate or Fraction(25)
@@ -195,13 +249,13 @@ def _rate(facts: SourceFacts, times: NDArray[np.int64]) -> Fraction:
         # The first time is rounded too, so the grid may sit anywhere within one tick: look at the spread.
         if deviation.max() - deviation.min() <= 1.01:
             return rate
-    gaps = np.diff(times)
-    millisecond = float(facts.time_base * 1000)
-    raise UnsupportedSourceError(
-        f"{facts.path}: the frame rate varies (gaps between frames from {gaps.min() * millisecond:.2f} to"
-        f" {gaps.max() * millisecond:.2f} ms), which this version does not handle",
-        "Convert it to a constant rate first (ffmpeg -i in -fps_mode cfr out.mkv)",
-    )
+    return None
+
+
+def _average_rate(facts: SourceFacts, times: NDArray[np.int64]) -> Fraction:
+    """Frames per second of a table whose rate varies: what lengths of groups and rate control go by, never times."""
+    measured = Fraction(len(times) - 1) / (int(times[-1] - times[0]) * facts.time_base)
+    return max(measured.limit_denominator(1000), Fraction(1, 1000))
 
 
 def nearest_standard_rate(measured: Fraction) -> Fraction | None:

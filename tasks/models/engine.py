@@ -29,7 +29,7 @@ from torch import Tensor
 
 from tasks.errors import FrameError, ModelError, SettingsError
 from tasks.media.changes import Box, Change, ChangeFinder, cut_out, paste
-from tasks.media.colour import PlanesToRgb, RgbToPlanes
+from tasks.media.colour import PlanesToRgb, RgbToPlanes, opacity
 from tasks.media.pixels import PictureFormat
 from tasks.models import swin
 from tasks.models.backends import Backend, choose_backend, make_backend
@@ -181,7 +181,7 @@ class Engine:
             _check_int8(card, self._backend, quantised)
         self._reuse = reuse
         self._tolerance = tolerance
-        self._finder = ChangeFinder(source, self._reach, tolerance)
+        self._finder = ChangeFinder(source, self._reach, tolerance << (source.layout.bits - 8))
         self.work = Work()
         self._autotune = autotune
         self._lock = threading.Lock()
@@ -233,17 +233,21 @@ class Engine:
         scale = self.target.width // self.source.width
         sizes = (scale * self.source.width, scale * self.source.height)
         possible = self.card.architecture == "srvgg" and sizes == (self.target.width, self.target.height)
+        possible = possible and not self.target.layout.alpha  # Opacity is resized as a whole.
         return scale if possible and self.card.scale % scale == 0 and self.device.type == "cpu" else None
 
     @cached_property
     def _reach(self) -> int:
         """How far a changed sample of the source can be from a sample of the result that it changes, in pixels."""
-        from_chroma = 5  # Two chroma samples on, from the near end of the own one to the far end of the other.
+        cell = 1 << max(self.source.layout.shift_x, self.source.layout.shift_y, 1)
+        from_chroma = (
+            2 * cell + 1
+        )  # Two chroma samples on, from the near end of the own one to the far end of the other.
         scale = self._part_scale or self.card.scale
         shrinking = math.ceil(2 / scale) + 1 if scale < self.card.scale else 0  # A cubic, two pixels of the result.
         to_chroma = math.ceil(5 / scale) + 1
         reach = self.card.receptive_field + from_chroma + shrinking + to_chroma
-        return reach + reach % 2
+        return reach + -reach % cell
 
     @property
     def tile(self) -> int | None:
@@ -505,12 +509,16 @@ class Engine:
         is_enlarged = (target.width, target.height) == (scale * source.width, scale * source.height)
         if self.card.architecture == "srvgg" and is_enlarged and self._to_planes.takes_phases(scale):
             luma, chroma, finite = self._codes(rgb, precision)
-            return self._to_planes.put_together(luma, chroma, scale, target), finite
-        image, finite = self._enlarge(rgb, precision)
-        if not is_enlarged:
-            wanted = (target.height, target.width)
-            image = F.interpolate(image, wanted, mode="bicubic", antialias=True, align_corners=False).clamp_(0, 1)
-        return self._to_planes(image, target), finite
+            planes = self._to_planes.put_together(luma, chroma, scale, target)
+        else:
+            image, finite = self._enlarge(rgb, precision)
+            if not is_enlarged:
+                wanted = (target.height, target.width)
+                image = F.interpolate(image, wanted, mode="bicubic", antialias=True, align_corners=False).clamp_(0, 1)
+            planes = self._to_planes(image, target)
+        if target.layout.alpha:
+            _resize_opacity(frames, source, planes, target)
+        return planes, finite
 
     def _codes(self, rgb: Tensor, precision: str) -> tuple[Tensor, Tensor, Tensor]:
         """Float32 RGB in 0..1 through the network and on to code values: see `Backend.codes`."""
@@ -778,6 +786,17 @@ def _check_int8(card: ModelCard, backend: str, quantised: Quantised | None) -> N
         raise SettingsError(f"the backend {backend} does not compute in int8", "Use openvino")
     if quantised is None or len(quantised.bounds) != card.num_conv + 1:
         raise SettingsError("int8 needs the network in bytes", "Calibrate it on frames of the video")
+
+
+def _resize_opacity(frames: Tensor, source: PictureFormat, planes: Tensor, target: PictureFormat) -> None:
+    """Fill the plane of opacity of results: by interpolation, for networks know pictures. What has none is opaque."""
+    peak, place = (1 << target.layout.bits) - 1, opacity(planes, target)
+    if not source.layout.alpha:
+        place.fill_(peak)
+        return
+    share = opacity(frames, source).float() / ((1 << source.layout.bits) - 1)
+    share = F.interpolate(share, (target.height, target.width), mode="bicubic", align_corners=False).clamp_(0, 1)
+    place.copy_(share.mul_(peak).add_(0.5).to(place.dtype))
 
 
 def _fallbacks(precision: str) -> tuple[str, ...]:

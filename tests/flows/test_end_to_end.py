@@ -40,6 +40,8 @@ from tasks.models.hardware import computes_in_bf16
 from tasks.models.state import load_state
 from tasks.progress import Progress, observed_by
 from tests.benchmarks.memory import PeakMemory, write_slides
+from tests.corpus.judge import complaints
+from tests.corpus.samples import SAMPLES
 from tests.flows.jobs import GROUP, PATIENCE, Place, make_film
 from tests.media.clips import run_ffmpeg
 from tests.media.witness import packets
@@ -446,3 +448,12 @@ def test_the_result_of_the_command_is_one_line_of_json_also_when_it_fails(films:
     assert json.loads(finished.stdout)["kind"] == "destination"
     assert len(finished.complaints) == 1
     assert existing.read_bytes() == b"something dear"
+
+
+@pytest.mark.parametrize("name", ["fields-doubled.mkv", "hdr10.mkv", "laden.mkv"])
+def test_what_archives_hold_comes_out_right(name: str, warm: Warm, tmp_path: Path) -> None:
+    sample = next(sample for sample in SAMPLES if sample.name == name)
+    source = sample.path(tmp_path)
+    path, result = warm.upscale(source, f"{name}.{sample.ending}", chunk_seconds=0.5, **sample.settings)
+    assert result["chunks"] > 1
+    assert list(complaints(sample, source, path)) == []

@@ -93,6 +93,12 @@ def _simple(*options: str, rate: str = "25", filters: str = _TAGS, sound: bool =
     return make
 
 
+def _one_object(_: Clips, path: Path) -> None:
+    """A soft disc that crosses a dark picture, two seconds long: each frame differs from its neighbours."""
+    disc = "geq=lum='30+200*exp(-((X-4-1.1*N)^2+(Y-24)^2)/90)':cb=128:cr=128"
+    run_ffmpeg("-f", "lavfi", "-i", "color=s=64x48:r=25:d=2", "-vf", f"format=yuv420p,{disc},{_TAGS}", *_X264, path)
+
+
 def _audio_offset(_: Clips, path: Path) -> None:
     late = ("-itsoffset", "0.4", *tone())
     run_ffmpeg(*picture("30000/1001"), *late, "-map", "0:v", "-map", "1:a", *_B_FRAMES, "-c:a", "aac", path)
@@ -233,11 +239,18 @@ RECIPES: Final[dict[str, Callable[[Clips, Path], None]]] = {
     "intra-only.mov": _simple(*_X264, "-x264-params", "keyint=1"),
     "wide-pixels.mp4": _simple(*_B_FRAMES, filters=f"{_TAGS},setsar=64/45"),
     "one-frame.mp4": _simple(*_X264, "-frames:v", "1"),
+    "one-object.mkv": _one_object,
     # What goes along with the picture.
     "rich.mkv": _rich("srt", "-attach", "FONT", "-metadata:s:t:0", "mimetype=application/x-truetype-font"),
     "rich.mp4": _rich("mov_text"),
     "cover-art.mp4": _cover_art,
     # Valid videos that are refused.
+    "sixteen-bit.mkv": _simple("-c:v", "ffv1", "-pix_fmt", "yuv420p16le"),
+    "ictcp.mkv": _simple(*_X264, filters="setparams=colorspace=ictcp"),
+    "telecined.ts": _simple(
+        *("-c:v", "mpeg2video", "-qscale:v", "2", "-flags", "+ildct+ilme"), filters="telecine", rate="24000/1001"
+    ),
+    # Traits of valid videos that are not in `GOOD`, because their frames are not those of one plain decode.
     "variable-rate.mkv": _variable_rate,
     "ten-bit.mkv": _simple("-c:v", "ffv1", "-pix_fmt", "yuv420p10le"),
     "full-chroma.mkv": _simple("-c:v", "ffv1", "-pix_fmt", "yuv444p"),

@@ -31,7 +31,7 @@ BT709 = Colour("bt709", False, "bt709", "bt709")
 
 @pytest.fixture(scope="module")
 def raw() -> np.ndarray:
-    """uint8[FRAMES, frame_bytes] of a moving picture, 128x72."""
+    """uint8[FRAMES, frame_bytes] of a moving picture, 128x72, 4:2:0."""
     pattern = moving_pattern(RATE, 5)
     command = [binary(), "-v", "error", *pattern, "-frames:v", str(FRAMES)]
     command += ["-pix_fmt", "yuv420p", "-f", "rawvideo", "-"]
@@ -115,12 +115,14 @@ def test_every_group_starts_with_a_key_frame_and_nothing_refers_across(
         assert frame.pts == ordered[2 * GROUP]
         digest = hashlib.md5()
         for plane in frame.planes:
-            digest.update(np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:, : plane.width].tobytes())
+            row = plane.width * (2 if "10" in frame.format.name else 1)
+            digest.update(np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:, :row].tobytes())
         assert digest.hexdigest() == wanted[2 * GROUP]
 
 
-def test_ffv1_gives_back_every_byte(tmp_path: Path, raw: np.ndarray) -> None:
-    path = _encode(tmp_path, raw[:30], 0, "ffv1")
+@pytest.mark.parametrize("full_range", [False, True])
+def test_ffv1_gives_back_every_byte(tmp_path: Path, raw: np.ndarray, full_range: bool) -> None:
+    path = _encode(tmp_path, raw[:30], 0, "ffv1", picture=_picture(Colour("bt709", full_range)))
     wanted = [hashlib.md5(frame.tobytes()).hexdigest() for frame in raw[:30]]
     assert [frame.md5 for frame in shown_frames(path)] == wanted
 
@@ -132,13 +134,14 @@ def test_ffv1_gives_back_every_byte(tmp_path: Path, raw: np.ndarray) -> None:
     ids=lambda colour: f"{colour.matrix}-{'full' if colour.full_range else 'limited'}",
 )
 def test_colour_tags_and_pixel_shape_come_out(tmp_path: Path, raw: np.ndarray, profile: str, colour: Colour) -> None:
-    if profile == "ffv1" and colour.full_range:
-        pytest.skip("requests that need ffv1 to store full range are refused")
-    aspect = Fraction(1) if profile == "ffv1" else Fraction(64, 45)
+    if PROFILES[profile].limited_only and colour.full_range:
+        pytest.skip("requests convert to limited range for this profile")
+    shapeless = PROFILES[profile].shapeless  # The container says it, when chunks are joined.
+    aspect = Fraction(1) if shapeless else Fraction(64, 45)
     path = _encode(tmp_path, raw[:6], 0, profile, picture=_picture(colour), aspect=aspect)
     command = [binary(), "-hide_banner", "-i", str(path)]
     said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stderr
-    assert profile == "ffv1" or "SAR 64:45" in said
+    assert shapeless or "SAR 64:45" in said
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
         codes = {"bt709": (1, 1, 1), "smpte170m": (6, 6, 6), "bt470bg": (5, 5, 5)}[colour.matrix]
@@ -238,8 +241,39 @@ def test_every_tag_that_probing_can_give_is_known_to_the_encoding_command() -> N
     assert {*MATRICES.values(), *PRIMARIES.values(), *TRANSFERS.values()} <= known
 
 
+def test_rate_factor_and_preset_reach_the_encoder(tmp_path: Path, raw: np.ndarray) -> None:
+    sizes = {}
+    for crf, preset in ((None, None), (30, None), (None, "veryslow")):
+        profile = find_profile("h264").tuned(crf, preset)
+        folder = tmp_path / f"{crf}-{preset}"
+        folder.mkdir()
+        source, target = folder / "raw.yuv", folder / "coded.mkv"
+        with ChunkWriter(source, _picture()) as writer:
+            writer.write(raw[:GROUP])
+        encode_chunk(source, target, profile, rate=RATE, sample_aspect_ratio=Fraction(1), first_frame=0, concurrency=2)
+        sizes[crf, preset] = target.stat().st_size
+    assert sizes[30, None] < 0.6 * sizes[None, None]
+    assert len(set(sizes.values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "crf", "preset", "wrong"),
+    [
+        ("h264", 52, None, "a rate factor of 52 is out of range"),
+        ("av1", 0, None, "a rate factor of 0 is out of range"),
+        ("ffv1", 10, None, "ffv1 has no rate factor"),
+        ("prores", None, "slow", "prores has no preset 'slow'"),
+        ("h265", None, "8", "h265 has no preset '8'"),
+    ],
+)
+def test_what_an_encoder_cannot_be_told_is_refused(name: str, crf: int | None, preset: str | None, wrong: str) -> None:
+    with pytest.raises(SettingsError, match=wrong) as refusal:
+        find_profile(name).tuned(crf, preset)
+    assert refusal.value.remedy
+
+
 def test_unknown_encoders_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(SettingsError, match="h264, h265, ffv1"):
+    with pytest.raises(SettingsError, match="h264, h265, h265-10, av1, prores, ffv1"):
         find_profile("theora")
 
 

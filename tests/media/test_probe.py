@@ -82,13 +82,32 @@ def test_facts_survive_json(clips: Clips) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "trait"),
+    ("name", "layout"),
     [
         ("ten-bit.mkv", "yuv420p10le"),
         ("full-chroma.mkv", "yuv444p"),
-        ("interlaced.ts", "interlaced"),
-        ("rotated.mp4", "rotation"),
-        ("odd-size.mkv", "odd picture size (127x71)"),
+        ("full-range.mp4", "yuv420p"),
+        ("odd-size.mkv", "yuv420p"),
+    ],
+)
+def test_the_layout_of_frames_is_known(clips: Clips, name: str, layout: str) -> None:
+    facts = probe(clips.path(name))
+    refuse_unsupported(facts)
+    assert facts.picture.pix_fmt == layout
+
+
+def test_how_players_turn_the_picture_is_known(clips: Clips) -> None:
+    facts = probe(clips.path("rotated.mp4"))
+    assert facts.rotation == 90
+    assert facts.display_matrix == (0, -65536, 0, 65536, 0, 0, 0, 0, 1 << 30)
+    assert probe(clips.path("rich.mp4")).display_matrix == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "trait"),
+    [
+        ("sixteen-bit.mkv", "yuv420p16le"),
+        ("ictcp.mkv", "colour matrix ictcp"),
     ],
 )
 def test_what_is_not_handled_is_refused_by_name(clips: Clips, name: str, trait: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tasks.errors import FrameError, SourceError, SuperResolutionError, UnsupportedSourceError
 from tasks.media.decode import decode_frames
 from tasks.media.probe import probe
-from tasks.media.timestamps import nearest_standard_rate, refuse_cut_off, scan_packets
+from tasks.media.timestamps import Fields, FrameTable, nearest_standard_rate, refuse_cut_off, scan_packets
 from tests.media.clips import GOOD, RATES, Clips, rate_name, run_ffmpeg
 from tests.media.witness import shown_frames
 
@@ -40,9 +40,21 @@ def test_pictures_before_an_edit_lists_start_are_not_counted(clips: Clips) -> No
 
 
 @pytest.mark.parametrize("name", ["variable-rate.mkv", "missing-frame.mkv"])
-def test_a_rate_that_varies_is_refused_with_the_gaps(clips: Clips, name: str) -> None:
-    with pytest.raises(UnsupportedSourceError, match=r"frame rate varies \(gaps between frames from .* ms\)"):
-        scan_packets(probe(clips.path(name)))
+def test_a_rate_that_varies_is_known_and_every_time_kept(clips: Clips, name: str) -> None:
+    table = scan_packets(probe(clips.path(name))).table
+    assert not table.constant
+    assert [pts * table.time_base for pts in table.pts.tolist()] == [f.time for f in shown_frames(clips.path(name))]
+    seconds = (table.pts[-1] - table.pts[0]) * table.time_base
+    assert abs(table.rate - (len(table) - 1) / seconds) < Fraction(1, 1000)
+
+
+def test_frames_of_fields_are_shown_halfway_between_pictures() -> None:
+    whole = FrameTable(np.array([0, 40, 90, 130]), np.array([0]), Fraction(1, 1000), Fraction(25))
+    kept, doubled = whole.of_fields(Fields("tff")), whole.of_fields(Fields("tff", doubled=True))
+    assert kept.pts.tolist() == whole.pts.tolist()
+    assert doubled.time_base == Fraction(1, 2000)
+    assert doubled.pts.tolist() == [0, 40, 80, 130, 180, 220, 260, 300]
+    assert (doubled.rate, doubled.stream_pts.tolist()) == (50, whole.pts.tolist())
 
 
 def test_two_frames_at_one_time_are_refused_by_number(clips: Clips) -> None:

@@ -72,7 +72,7 @@ class OpenVinoNetwork:
             # In the graph colours would be computed in eight bits of precision, too.
             return codes_of(self.run(x), self._to_planes, self._card.scale, gains)
         results = self._request(in_codes=True).infer([_array(x), *map(_array, gains)], **_SHARED)
-        luma, chroma = (torch.from_numpy(results[i]).permute(0, 3, 1, 2) for i in range(2))
+        luma, chroma = (_samples(results[i]).permute(0, 3, 1, 2) for i in range(2))
         # What goes into the last layer of a network in bytes is bounded.
         sums = torch.from_numpy(results[2]) if self._quantised is None else torch.zeros(len(x))
         return luma, chroma, torch.isfinite(sums)
@@ -97,6 +97,11 @@ class OpenVinoNetwork:
 
 #: Inputs are read where they are, and results stay where they were written.
 _SHARED: dict[str, Any] = {"share_inputs": True, "share_outputs": True}
+
+
+def _samples(codes: np.ndarray) -> Tensor:
+    """Code values in the type they have in raw frames."""
+    return torch.from_numpy(codes if codes.dtype == np.uint8 else codes.astype(np.int16))
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -171,8 +176,8 @@ def srvgg(
         card: The model.
         state: Its weights.
         quantised: The same in bytes, to use instead.
-        kernels: Go on to code values: luma and chroma `[n, h, w, channels]`, and the sum of what the network gave
-            unless it is in bytes. Further inputs are the gains at the edges.
+        kernels: Go on to code values: luma and chroma `[n, h, w, channels]`, uint8 or int32, and the sum of what the
+            network gave unless it is in bytes. Further inputs are the gains at the edges.
         watch: Makes further outputs from each activation.
         in_bf16: Convolutions are going to be computed in `bf16`.
     """
@@ -217,7 +222,8 @@ def _codes(image: Node, kernels: PhaseKernels) -> tuple[list[Node], list[Node]]:
 
 
 def _bytes_side_by_side(value: Node, peak: int) -> Node:
-    codes = ops.convert(ops.clamp(value, 0.0, float(peak)), np.uint8)
+    # More than 8 bits: there is no 16-bit integer that OpenVINO computes in.
+    codes = ops.convert(ops.clamp(value, 0.0, float(peak)), np.uint8 if peak < 256 else np.int32)
     return ops.transpose(codes, np.array([0, 2, 3, 1]))
 
 
