@@ -66,6 +66,7 @@ lock: $(READY)
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra notebooks --universal --python-version 3.11 --upgrade \
 	  --no-emit-index-url --no-annotate --no-header --quiet -o requirements.lock
 	@sed -i '1i # Made by "make lock"; do not edit. torch is installed apart, in the build that fits the machine.' requirements.lock
+	@sh infra/images/lock.sh
 
 clean:
 	rm -rf .venv infra/aws/.venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache output

@@ -53,6 +53,8 @@ class UpscaleResult:
     """Source streams that the result could not hold, and why."""
     damaged_frames: int
     """Frames left out by `--salvage`."""
+    notes: tuple[str, ...]
+    """How the source was treated where that is not as it is: fields, pixel layouts, ranges."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -90,7 +92,7 @@ def summarise(
         output=output.uri,
         job_id=job_id,
         folder=str(job.folder),
-        frames_in=job.frames + job.damaged_frames,
+        frames_in=len(job.table.stream_pts) + job.damaged_frames,
         frames_out=job.frames,
         width=job.target.width,
         height=job.target.height,
@@ -110,4 +112,5 @@ def summarise(
         cost=cost,
         not_carried=job.carried.left_out,
         damaged_frames=job.damaged_frames,
+        notes=job.notes,
     )

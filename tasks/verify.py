@@ -19,8 +19,8 @@ from tasks.media.mux import MuxReport, is_blank, payload
 from tasks.media.probe import SourceFacts, open_source, probe
 from tasks.plan import Plan, load_plan
 
-#: A frame whose brightness, shrunk to the source's size, has less than this PSNR in dB against the source shows
-#: something else: different shots of a film have about 10, the bundled models on their worst frames above 20.
+#: A frame whose brightness, in means of blocks, has less than this PSNR in dB against its source shows something else:
+#: different shots of a film have about 10, the bundled models on their worst frames above 20.
 _LEAST_PSNR = 12.0
 
 #: Seconds by which a copied packet may move: the rounding of containers that hold times in milliseconds.

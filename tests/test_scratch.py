@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -284,9 +285,8 @@ def test_who_wants_a_folder_that_is_being_removed_waits_and_makes_it_anew(folder
         waiting = elsewhere(f"print('ready', flush=True)\n{HOLDER}", folder, fcntl.LOCK_EX)
         time.sleep(2.0)  # Longer than anybody waits for a job that runs.
         assert waiting.poll() is None
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
+        gone = folder.rename(folder.parent / "gone")  # In one step: whoever waits may look between two.
+        shutil.rmtree(gone)
     said, _ = waiting.communicate(timeout=30)
     assert (waiting.returncode, said) == (0, "ready\n")
     assert (folder / "lock").exists()

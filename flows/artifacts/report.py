@@ -102,7 +102,9 @@ def result_page(story: Story, result: UpscaleResult, output: Output, link: str =
     assert job is not None
     facts, target = job.facts, job.target
     rate = f"{float(job.table.rate):.3f} frames/s ({job.table.rate})"
-    colour = f"{facts.colour.matrix}, {'full' if facts.colour.full_range else 'limited'} range"
+    colour, result_colour = (
+        f"{each.matrix}, {'full' if each.full_range else 'limited'} range" for each in (facts.colour, target.colour)
+    )
     assumed = f" (assumed: {', '.join(facts.colour_assumed)})" if facts.colour_assumed else ""
     compared = [
         ("file", _code(story.source), _code(output.uri)),
@@ -110,12 +112,13 @@ def result_page(story: Story, result: UpscaleResult, output: Output, link: str =
         ("frames", grouped(result.frames_in), grouped(result.frames_out)),
         ("rate", rate, "each frame at its own time"),
         ("codec", f"{facts.codec}, {facts.pix_fmt}", f"{job.profile.name}, {target.pix_fmt}"),
-        ("colour", colour + assumed, "the same"),
+        ("colour", colour + assumed, "the same" if result_colour == colour else result_colour),
         ("size", _bytes(facts.size_bytes), _bytes(output.bytes)),
     ]
     parts = [f"# {_code(PurePosixPath(output.uri).name)}", _headline(result), *_about_link(link)]
     parts.append(_table(("", "Source", "Result"), compared))
     parts.append(_table(("How", ""), _how(result)))
+    parts += _treatment(result)
     parts += _warnings(result)
     parts += _fidelity(story.finished)
     parts += _timeline(story.reports)
@@ -218,6 +221,11 @@ def _how(result: UpscaleResult) -> list[tuple[str, ...]]:
     if result.cost is not None:
         rows.append(("cost", f"{result.cost:.4f}"))
     return rows
+
+
+def _treatment(result: UpscaleResult) -> list[str]:
+    lines = [f"* {_text(note)}" for note in result.notes]
+    return ["## How the source was treated\n\n" + "\n".join(lines)] if lines else []
 
 
 def _warnings(result: UpscaleResult) -> list[str]:

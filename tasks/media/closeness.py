@@ -1,8 +1,9 @@
 """How close encoded frames are to the frames they were made of: what tells a wrong frame from a right one.
 
 A decoded frame of the result is shrunk to the size of its source and compared with it, and with the frames before and
-after. Models change how sharp a picture is and how much noise it has, which costs some decibels; a frame that shows
-something else costs all of them, and one that belongs beside its place is closer to its neighbour.
+after: one that belongs beside its place is closer to its neighbour. How far it is from its source is measured between
+means of blocks. Models change how sharp a picture is and how much noise it has, up to all of it, and the means stay; a
+frame that shows something else has others.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ _CLOSER = 0.7
 #: Errors below this are those of encoding: nobody can tell which of two still frames one was made of.
 _NOTHING = 4.0
 
+#: Side of the blocks in pixels of the source.
+_BLOCK = 8
+
 _PEAK = 255.0
 
 
@@ -36,7 +40,7 @@ class Closeness:
     """What was found of a chunk."""
 
     worst: float = math.inf
-    """PSNR of the frame farthest from its source, in dB."""
+    """PSNR between the block means of the frame farthest from its source and those of the source, in dB."""
     worst_frame: int = 0
     """Its number within the chunk."""
     misplaced: int = 0
@@ -59,11 +63,20 @@ class Closeness:
             return
         shown = _shrunk(frame, target, own.shape)
         errors = [float(np.mean(np.square(shown - each))) for each in (own, before, after) if each is not None]
-        psnr = 10 * math.log10(_PEAK**2 / max(errors[0], 1e-3))
+        far = float(np.mean(np.square(_block_means(shown - own))))
+        psnr = 10 * math.log10(_PEAK**2 / max(far, 1e-3))
         if psnr < self.worst:
             self.worst, self.worst_frame = psnr, self._count
         self.misplaced += errors[0] > _NOTHING and min(errors) < _CLOSER * errors[0]
         self._count += 1
+
+
+def _block_means(luma: Luma) -> Luma:
+    """Means of square blocks; of rows and columns that fill no block, of what there is."""
+    rows, columns = (range(0, side, _BLOCK) for side in luma.shape)
+    sums: Luma = np.add.reduceat(np.add.reduceat(luma, rows, axis=0), columns, axis=1)
+    heights, widths = (np.minimum(_BLOCK, side - np.arange(0, side, _BLOCK)) for side in luma.shape)
+    return (sums / np.outer(heights, widths)).astype(np.float32)
 
 
 def _luma(frame: NDArray[np.uint8], picture: PictureFormat) -> Luma:

@@ -30,6 +30,9 @@ from tasks.media.timestamps import FrameTable
 #: File name ending of the result -> libavformat's muxer.
 MUXERS: Final = {"mp4": "mp4", "m4v": "mp4", "mov": "mov", "mkv": "matroska"}
 
+#: The container that holds the most kinds of streams.
+_ROOMIEST: Final = "matroska"
+
 #: Entries of the container's metadata that describe the old file, not the work.
 _OWN_TO_FILE: Final = frozenset({"major_brand", "minor_version", "compatible_brands", "encoder"})
 
@@ -90,7 +93,9 @@ def plan_carried(facts: SourceFacts, muxer: str) -> Carried:
             if reason is None:
                 indexes.append(stream.index)
             else:
-                left_out[stream.index] = reason
+                # A result of another name, or `--container` where results go into a folder.
+                way_out = muxer != _ROOMIEST and _refusal(stream, _ROOMIEST) is None
+                left_out[stream.index] = f"{reason}; a .mkv result can hold it" if way_out else reason
     return Carried(tuple(indexes), left_out)
 
 

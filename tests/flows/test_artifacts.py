@@ -52,6 +52,7 @@ from tasks.plan import Plan, make_plan
 from tasks.progress import Progress
 from tasks.request import UpscaleRequest, check_request
 from tasks.upscale import upscale_chunk
+from tests.corpus.samples import SAMPLES
 from tests.flows.jobs import GROUP, PATIENCE, make_film
 from tests.waiting import eventually
 
@@ -207,6 +208,18 @@ class TestPublishedRun:
         others = {name for name in published.tasks if name not in stages}
         assert stages <= set(published.tasks)
         assert {name for name in others if not name.startswith("compare ")} == {"plan", "assemble", "verify", "publish"}
+
+
+def test_page_says_how_the_source_was_treated(studio: Studio, tmp_path: Path, published: Shown) -> None:
+    sample = next(sample for sample in SAMPLES if sample.name == "fields-doubled.mkv")
+    shown = replace(studio, film=sample.path(tmp_path)).upscale("fields.mkv", **sample.settings)
+    result = shown.result
+    assert result is not None
+    assert result["frames_out"] == 2 * result["frames_in"]
+    page = str(shown.artifacts["result"].data)
+    assert result["notes"]
+    assert "## How the source was treated\n\n* " in page
+    assert "How the source was treated" not in str(published.artifacts["result"].data)
 
 
 def test_no_picture_where_none_is_wanted(studio: Studio) -> None:

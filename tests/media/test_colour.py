@@ -190,6 +190,15 @@ def test_picture_that_is_not_put_together_yet(scale: int, size: tuple[int, int])
     assert (whole != apart).float().mean() < 1e-3
 
 
+@pytest.mark.parametrize("pix_fmt", ["yuv422p", "yuv444p"])
+def test_fine_chroma_holds_a_smooth_picture_up_to_its_borders(pix_fmt: str) -> None:
+    f = PictureFormat(24, 18, pix_fmt, Colour("bt709", False))
+    picture = as_tensor(smooth_picture(18, 24))
+    planes = RgbToPlanes(f)(picture)
+    assert planes.shape == (1, f.frame_bytes)
+    assert (PlanesToRgb(f)(planes) - picture).abs().max() < 4 / 255
+
+
 @pytest.mark.parametrize("pix_fmt", [name for name, layout in PIXEL_LAYOUTS.items() if layout.model != "gray"])
 def test_every_layout_holds_a_smooth_picture(pix_fmt: str) -> None:
     is_rgb = PIXEL_LAYOUTS[pix_fmt].model == "rgb"
