@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.commands import evaluate, forecasts, jobs, library, models, pools
-from flows.commands.common import Parser, add_site, print_json
+from flows.commands.common import TREATMENT, Parser, add_site, add_treatment, print_json
 from tasks.errors import StoppedError, SuperResolutionError
 
 #: What a shell expects of a program that was interrupted.
@@ -88,21 +88,7 @@ def _parser() -> Parser:
         metavar="0..1",
         help="noise to remove, for models that come in two strengths (default 1)",
     )
-    upscale.add_argument(
-        "--encoder", default="h264", help="h264 (default), h265, h265-10, av1, prores or ffv1; see docs/media.md"
-    )
-    upscale.add_argument("--crf", type=int, metavar="N", help="rate factor: lower is better (default of the encoder)")
-    upscale.add_argument("--preset", metavar="NAME", help="preset of the encoder, such as slow (or 4 for av1)")
-    upscale.add_argument(
-        "--stream", type=int, metavar="N", help="index of the video stream (default: the largest picture; see probe)"
-    )
-    upscale.add_argument(
-        "--deinterlace",
-        default="auto",
-        metavar="WHEN",
-        help="auto (default: where pictures are interlaced), field-rate (a frame of each field), or off",
-    )
-    upscale.add_argument("--square-pixels", action="store_true", help="make anamorphic video as wide as it is shown")
+    add_treatment(upscale)
     upscale.add_argument(
         "--precision",
         default="auto",
@@ -160,12 +146,6 @@ def _upscale(arguments: argparse.Namespace) -> None:
         height=arguments.height,
         model=arguments.model,
         denoise=arguments.denoise,
-        encoder=arguments.encoder,
-        crf=arguments.crf,
-        preset=arguments.preset,
-        stream=arguments.stream,
-        deinterlace=arguments.deinterlace,
-        square_pixels=arguments.square_pixels,
         precision=arguments.precision,
         tolerance=arguments.tolerance,
         scratch=arguments.scratch,
@@ -173,6 +153,7 @@ def _upscale(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
         salvage=arguments.salvage,
         fresh=arguments.fresh,
+        **{name: getattr(arguments, name) for name in TREATMENT},
     )
     checked = None
     if parse(request.source) or arguments.store:

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 from tasks.errors import SettingsError
 
@@ -36,6 +36,27 @@ def add_site(parser: Parser) -> None:
         metavar="BLOCK",
         help="where records of jobs are kept (default: SUPERRES_LEDGER, or a file on this machine)",
     )
+
+
+#: Names of the options of `add_treatment`.
+TREATMENT: Final = ("encoder", "crf", "preset", "stream", "deinterlace", "square_pixels")
+
+
+def add_treatment(parser: Parser) -> None:
+    """Add the options that say how a source is read and its result encoded; see `docs/media.md`."""
+    parser.add_argument("--encoder", default="h264", help="h264 (default), h265, h265-10, av1, prores or ffv1")
+    parser.add_argument("--crf", type=int, metavar="N", help="rate factor: lower is better (default of the encoder)")
+    parser.add_argument("--preset", metavar="NAME", help="preset of the encoder, such as slow (or 4 for av1)")
+    parser.add_argument(
+        "--stream", type=int, metavar="N", help="index of the video stream (default: the largest picture; see probe)"
+    )
+    parser.add_argument(
+        "--deinterlace",
+        default="auto",
+        metavar="WHEN",
+        help="auto (default: where pictures are interlaced), field-rate (a frame of each field), or off",
+    )
+    parser.add_argument("--square-pixels", action="store_true", help="make anamorphic video as wide as it is shown")
 
 
 def print_json(record: dict[str, Any]) -> None:

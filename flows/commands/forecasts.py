@@ -7,7 +7,7 @@ import os
 from contextlib import ExitStack
 from typing import Any
 
-from flows.commands.common import Commands, Parser, add_site, print_json, refused
+from flows.commands.common import TREATMENT, Commands, Parser, add_site, add_treatment, print_json, refused
 from tasks.errors import SettingsError
 from tasks.store.address import parse
 
@@ -22,7 +22,7 @@ def add_to(commands: Commands) -> None:
     plan.add_argument("source", help="path of the video")
     _add_size(plan)
     plan.add_argument("--model", default="compact", help="model card or weight file (default: bundled model that fits)")
-    plan.add_argument("--encoder", default="h264", help="encoder profile (default h264)")
+    add_treatment(plan)
     plan.add_argument("--precision", default="auto", metavar="P", help="auto (default), fp32, fp16, bf16 or int8")
     plan.add_argument("--pools", default="local", metavar="NAME", help="where the job would run (default local)")
     plan.add_argument("--chunk-seconds", type=float, metavar="S", help="length of a chunk (default: a minute of work)")
@@ -68,7 +68,7 @@ def _plan(arguments: argparse.Namespace) -> None:
             f"{arguments.source} would have to be downloaded to be planned",
             "Plan a copy of it on this machine; upscale and preview download it themselves",
         )
-    names = ("source", "scale", "height", "model", "encoder", "precision", "chunk_seconds")
+    names = ("source", "scale", "height", "model", "precision", "chunk_seconds", *TREATMENT)
     request = UpscaleRequest(destination="", **{name: getattr(arguments, name) for name in names})
     check_settings(request, publishes=False)
     check_content(check_request(request, publishes=False))  # Before anything heavy is loaded.
@@ -116,6 +116,8 @@ def _plan(arguments: argparse.Namespace) -> None:
     print(f"finished   after {duration(expected.wall_seconds)}, at {expected.finish_at} if it began now")
     print(f"cost       {'unknown: the pools have no prices' if expected.cost is None else f'{expected.cost:.2f}'}")
     print(f"{expected.basis}")
+    for note in job.notes:
+        print(note)
 
 
 def _preview(arguments: argparse.Namespace) -> None:

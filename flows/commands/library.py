@@ -8,7 +8,7 @@ import sys
 from contextlib import ExitStack
 from typing import Any, Final
 
-from flows.commands.common import Commands, add_site, print_json, refused
+from flows.commands.common import TREATMENT, Commands, add_site, add_treatment, print_json, refused
 from tasks.errors import SettingsError
 from tasks.store.address import parse, split
 
@@ -29,7 +29,7 @@ def add_to(commands: Commands) -> None:
     size.add_argument("--scale", type=int, default=2, metavar="2..4", help="how many times larger (default 2)")
     size.add_argument("--height", type=int, default=0, metavar="ROWS", help="rows of the results")
     library.add_argument("--model", default="compact", help="model card or weight file")
-    library.add_argument("--encoder", default="h264", help="encoder profile (default h264)")
+    add_treatment(library)
     library.add_argument("--container", default="mp4", choices=("mp4", "mov", "mkv"), help="of the results")
     library.add_argument("--parallel", type=int, default=2, metavar="N", help="videos at a time (default 2)")
     library.add_argument("--limit", type=int, default=0, metavar="N", help="videos per sweep (default: all)")
@@ -80,8 +80,10 @@ def _library(arguments: argparse.Namespace) -> None:
         from flows.parameters import UpscaleOptions, model_fields
         from flows.upscale_library import LibraryOptions, upscale_library
 
-        names = ("scale", "height", "encoder", "container", "pools", "scratch", "store", "ledger")
-        given: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+        names = ("scale", "height", "container", "pools", "scratch", "store", "ledger", *TREATMENT)
+        given: dict[str, Any] = {
+            name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None
+        }
         with refused("superres library"):
             options = LibraryOptions(
                 upscale=UpscaleOptions(**given, **model_fields(arguments.model)),

@@ -25,6 +25,7 @@ from tasks.models.weights import content_hash
 from tasks.owner import this_user
 from tasks.plan import Plan, make_plan
 from tasks.request import UpscaleRequest, check_request
+from tests.corpus.samples import SAMPLES
 from tests.flows.libraries import make_clip
 
 FRAMES = 130
@@ -74,6 +75,14 @@ def test_the_plan_is_the_one_that_the_job_would_have(
     assert datetime.fromisoformat(record["finish_at"]).timestamp() >= before + record["wall_seconds"] - 2
     assert "estimated from" in record["basis"]
     assert not own_home.exists()  # Nothing was started, and nothing left.
+
+
+def test_how_the_source_is_treated_is_planned_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sample = next(sample for sample in SAMPLES if sample.name == "fields-doubled.mkv")
+    clip = sample.path(tmp_path)
+    pictures = planned(clip, capsys)["frames"]
+    record = planned(clip, capsys, "--deinterlace", "field-rate", "--encoder", "av1", "--crf", "30")
+    assert record["frames"] == 2 * pictures
 
 
 def test_the_estimate_is_the_work_of_the_model_at_the_assumed_speed(
