@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import boto3
 import pytest
 import requests
+from moto.dynamodb.responses import DynamoHandler
 from moto.server import ThreadedMotoServer
 
 from tasks.aws import AwsSettings, aws_client
@@ -28,8 +31,16 @@ def running_aws() -> Iterator[AwsSettings]:
     Yields:
         How to reach it.
     """
+    # DynamoDB decides about one write to an item after another; moto's threads look and write in two steps.
+    answer, one_at_a_time = DynamoHandler.call_action, threading.Lock()
+
+    def answer_alone(handler: DynamoHandler) -> Any:
+        with one_at_a_time:
+            return answer(handler)
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DynamoHandler, "call_action", answer_alone)
         for name, value in CREDENTIALS.items():
             patch.setenv(name, value)
         patch.setenv("AWS_CONFIG_FILE", "/nonexistent")
