@@ -53,7 +53,7 @@ class UpscaleResult:
     """Source streams that the result could not hold, and why."""
     damaged_frames: int
     """Frames left out by `--salvage`."""
-    notes: tuple[str, ...]
+    notes: list[str]
     """How the source was treated where that is not as it is: fields, pixel layouts, ranges."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,5 +112,5 @@ def summarise(
         cost=cost,
         not_carried=job.carried.left_out,
         damaged_frames=job.damaged_frames,
-        notes=job.notes,
+        notes=list(job.notes),
     )
