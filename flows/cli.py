@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.commands import evaluate, forecasts, jobs, library, models, pools
-from flows.commands.common import TREATMENT, Parser, add_site, add_treatment, print_json
+from flows.commands.common import TREATMENT, Parser, add_site, add_size, add_treatment, print_json
 from tasks.errors import StoppedError, SuperResolutionError
 
 #: What a shell expects of a program that was interrupted.
@@ -76,9 +76,7 @@ def _parser() -> Parser:
     upscale.add_argument(
         "--container", default="mp4", choices=("mp4", "mov", "mkv"), help="if DESTINATION is a folder (default mp4)"
     )
-    size = upscale.add_mutually_exclusive_group()
-    size.add_argument("--scale", type=int, metavar="2..4", help="how many times larger (default 2)")
-    size.add_argument("--height", type=int, metavar="ROWS", help="rows of the result, for example 1080")
+    add_size(upscale)
     upscale.add_argument(
         "--model", default="compact", help="model card or weight file (default: bundled model that fits)"
     )

@@ -38,6 +38,13 @@ def add_site(parser: Parser) -> None:
     )
 
 
+def add_size(parser: Parser) -> None:
+    """Add the options that say how large the result is."""
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--scale", type=int, metavar="2..4", help="how many times larger (default 2)")
+    size.add_argument("--height", type=int, metavar="ROWS", help="rows of the result, for example 1080")
+
+
 #: Names of the options of `add_treatment`.
 TREATMENT: Final = ("encoder", "crf", "preset", "stream", "deinterlace", "square_pixels")
 

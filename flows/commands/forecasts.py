@@ -7,7 +7,7 @@ import os
 from contextlib import ExitStack
 from typing import Any
 
-from flows.commands.common import TREATMENT, Commands, Parser, add_site, add_treatment, print_json, refused
+from flows.commands.common import TREATMENT, Commands, add_site, add_size, add_treatment, print_json, refused
 from tasks.errors import SettingsError
 from tasks.store.address import parse
 
@@ -20,7 +20,7 @@ def add_to(commands: Commands) -> None:
         description="Say how many chunks a job has, and how long it will take and what it will cost; starts nothing.",
     )
     plan.add_argument("source", help="path of the video")
-    _add_size(plan)
+    add_size(plan)
     plan.add_argument("--model", default="compact", help="model card or weight file (default: bundled model that fits)")
     add_treatment(plan)
     plan.add_argument("--precision", default="auto", metavar="P", help="auto (default), fp32, fp16, bf16 or int8")
@@ -39,7 +39,7 @@ def add_to(commands: Commands) -> None:
     preview.add_argument(
         "--models", default="compact", metavar="A,B", help="models to compare (default: bundled model that fits)"
     )
-    _add_size(preview)
+    add_size(preview)
     preview.add_argument("--excerpts", type=int, default=3, metavar="N", help="parts of the video (default 3)")
     preview.add_argument("--seconds", type=float, default=2.0, metavar="S", help="length of each (default 2)")
     preview.add_argument("--frames", type=int, default=1, metavar="N", help="pictures of each (default 1)")
@@ -52,12 +52,6 @@ def add_to(commands: Commands) -> None:
     preview.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
     preview.add_argument("--verbose", action="store_true", help="show the log of the flow")
     preview.set_defaults(run=_preview)
-
-
-def _add_size(parser: Parser) -> None:
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--scale", type=int, metavar="2..4", help="how many times larger (default 2)")
-    size.add_argument("--height", type=int, metavar="ROWS", help="rows of the result, for example 1080")
 
 
 def _plan(arguments: argparse.Namespace) -> None:

@@ -119,6 +119,16 @@ _X26_PRESETS: Final = (
 _X265_PARAMS: Final = "log-level=error:open-gop=0:scenecut=0:pools=none:frame-threads=1:wpp=0:info=0"
 
 
+_H265: Final = EncoderProfile(
+    "h265",
+    "libx265",
+    {"preset": "fast", "crf": "18", "x265-params": _X265_PARAMS},
+    best_for="4K at half the size of h264",
+    pix_fmts=_formats("yuv420p yuv422p yuv444p gbrp gray", (8, 10, 12)),
+    qualities=(0, 51),
+    presets=_X26_PRESETS,
+)
+
 #: `stitchable` keeps x264 from tuning its headers to the content, so that all groups share one parameter set.
 PROFILES: Final[dict[str, EncoderProfile]] = {
     profile.name: profile
@@ -132,23 +142,12 @@ PROFILES: Final[dict[str, EncoderProfile]] = {
             qualities=(0, 51),
             presets=_X26_PRESETS,
         ),
-        EncoderProfile(
-            "h265",
-            "libx265",
-            {"preset": "fast", "crf": "18", "x265-params": _X265_PARAMS},
-            best_for="4K at half the size of h264",
-            pix_fmts=_formats("yuv420p yuv422p yuv444p gbrp gray", (8, 10, 12)),
-            qualities=(0, 51),
-            presets=_X26_PRESETS,
-        ),
-        EncoderProfile(
-            "h265-10",
-            "libx265",
-            {"preset": "fast", "crf": "18", "x265-params": _X265_PARAMS},
+        _H265,
+        replace(
+            _H265,
+            name="h265-10",
             best_for="gradients without bands, also from 8-bit sources",
             pix_fmts=_formats("yuv420p yuv422p yuv444p gbrp gray", (10,)),
-            qualities=(0, 51),
-            presets=_X26_PRESETS,
         ),
         EncoderProfile(
             "av1",

@@ -12,7 +12,7 @@ from aws_cdk import aws_s3 as s3
 from constructs import Construct
 
 from infra.aws.profiles import Profile
-from infra.aws.stacks.network import retention
+from infra.aws.stacks.keeping import removal, retention
 from infra.aws.stacks.roles import allow, local_key, service_role
 from infra.aws.stacks.security import SecurityStack
 from infra.aws.stacks.storage import StorageStack
@@ -67,7 +67,7 @@ class AuditStack(Stack):
             "Calls",
             encryption_key=key,
             retention=retention(profile),
-            removal_policy=RemovalPolicy.RETAIN if profile.keep_data else RemovalPolicy.DESTROY,
+            removal_policy=removal(profile),
         )
         role = service_role(
             self,

@@ -17,6 +17,7 @@ from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
 from infra.aws.profiles import MYSQL, POSTGRESQL, VALKEY, Profile
+from infra.aws.stacks.keeping import removal
 from infra.aws.stacks.network import CACHE_PORT, MYSQL_PORT, POSTGRESQL_PORT, NetworkStack
 from infra.aws.stacks.roles import allow, local_key, service_role
 from infra.aws.stacks.security import SecurityStack
@@ -49,7 +50,7 @@ class DataStack(Stack):
         self._profile = profile
         self._network = network
         self._key = local_key(self, "RecordsKey", security.records)
-        self._keep = RemovalPolicy.RETAIN if profile.keep_data else RemovalPolicy.DESTROY
+        self._keep = removal(profile)
         self.ledger = self._ledger()
         self._monitoring = service_role(
             self,

@@ -17,7 +17,8 @@ from aws_cdk import aws_wafv2 as waf
 from constructs import Construct
 
 from infra.aws.profiles import Profile
-from infra.aws.stacks.network import NetworkStack, retention
+from infra.aws.stacks.keeping import removal, retention
+from infra.aws.stacks.network import NetworkStack
 
 
 def internal_balancer(scope: Construct, network: NetworkStack, access_logs: s3.IBucket) -> elb.ApplicationLoadBalancer:
@@ -138,7 +139,7 @@ def sign_in(scope: Stack, profile: Profile, people: str, address: str) -> SignIn
         feature_plan=cognito.FeaturePlan.PLUS,
         standard_threat_protection_mode=cognito.StandardThreatProtectionMode.FULL_FUNCTION,
         deletion_protection=profile.keep_data,
-        removal_policy=RemovalPolicy.RETAIN if profile.keep_data else RemovalPolicy.DESTROY,
+        removal_policy=removal(profile),
     )
     client = pool.add_client(
         "Balancer",

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from aws_cdk import Duration, RemovalPolicy, Stack
+from aws_cdk import Duration, Stack
 from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_cloudwatch_actions as alarm_actions
 from aws_cdk import aws_codedeploy as codedeploy
@@ -20,7 +20,8 @@ from constructs import Construct
 
 from infra.aws.profiles import Profile
 from infra.aws.stacks.data import local_secret
-from infra.aws.stacks.network import NetworkStack, retention
+from infra.aws.stacks.keeping import removal, retention
+from infra.aws.stacks.network import NetworkStack
 from infra.aws.stacks.orchestrator import BLOCK, OrchestratorStack
 from infra.aws.stacks.roles import allow, local_key, service_role, use_of
 from infra.aws.stacks.security import SecurityStack
@@ -113,7 +114,7 @@ class EventsStack(Stack):
             "Logs",
             encryption_key=self._messages,
             retention=retention(self._profile),
-            removal_policy=RemovalPolicy.RETAIN if self._profile.keep_data else RemovalPolicy.DESTROY,
+            removal_policy=removal(self._profile),
         )
         interfaces = ["ec2:CreateNetworkInterface", "ec2:DescribeNetworkInterfaces", "ec2:DeleteNetworkInterface"]
         role = service_role(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from aws_cdk import RemovalPolicy, Stack
+from aws_cdk import Stack
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
 from infra.aws.profiles import Profile
+from infra.aws.stacks.keeping import removal, retention
 from infra.aws.stacks.roles import allow, local_key, service_role
 from infra.aws.stacks.security import SecurityStack
 
@@ -70,7 +71,7 @@ class NetworkStack(Stack):
             "Flows",
             encryption_key=local_key(self, "MessagesKey", security.messages),
             retention=retention(profile),
-            removal_policy=RemovalPolicy.RETAIN if profile.keep_data else RemovalPolicy.DESTROY,
+            removal_policy=removal(profile),
         )
         writing = ["logs:CreateLogStream", "logs:PutLogEvents", "logs:DescribeLogStreams"]
         role = service_role(self, "FlowRole", "vpc-flow-logs.amazonaws.com", [allow(writing, [group.log_group_arn])])
@@ -139,12 +140,3 @@ class NetworkStack(Stack):
                 security_groups=[group],
                 open=False,
             )
-
-
-#: Names that CDK has for how long CloudWatch keeps logs.
-_DAYS: Final = {7: "ONE_WEEK", 30: "ONE_MONTH", 90: "THREE_MONTHS", 365: "ONE_YEAR"}
-
-
-def retention(profile: Profile) -> logs.RetentionDays:
-    """How long a profile keeps logs."""
-    return logs.RetentionDays[_DAYS[profile.log_days]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from aws_cdk import CfnOutput, CfnParameter, Fn, RemovalPolicy, Stack
+from aws_cdk import CfnOutput, CfnParameter, Fn, Stack
 from aws_cdk import aws_certificatemanager as acm
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_elasticloadbalancingv2 as elb
@@ -16,8 +16,9 @@ from constructs import Construct
 from infra.aws.profiles import NAMESPACE, Profile
 from infra.aws.stacks.data import DataStack
 from infra.aws.stacks.entrance import SignIn, add_firewall, add_names, internal_balancer, sign_in
+from infra.aws.stacks.keeping import removal, retention
 from infra.aws.stacks.lustre import INPUTS, MOUNT
-from infra.aws.stacks.network import API_PORT, PORTAL_PORT, SERVER_PORT, UI_PORT, NetworkStack, retention
+from infra.aws.stacks.network import API_PORT, PORTAL_PORT, SERVER_PORT, UI_PORT, NetworkStack
 from infra.aws.stacks.registry import RegistryStack
 from infra.aws.stacks.roles import allow, local_key, service_role, use_of
 from infra.aws.stacks.security import SecurityStack
@@ -83,7 +84,7 @@ class OrchestratorStack(Stack):
             "Logs",
             encryption_key=messages,
             retention=retention(profile),
-            removal_policy=RemovalPolicy.RETAIN if profile.keep_data else RemovalPolicy.DESTROY,
+            removal_policy=removal(profile),
         )
         self.balancer = internal_balancer(self, network, storage.logs)
         add_firewall(self, profile, self.balancer, messages)

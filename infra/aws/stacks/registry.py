@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from aws_cdk import RemovalPolicy, Stack
+from aws_cdk import Stack
 from aws_cdk import aws_ecr as ecr
 from constructs import Construct
 
 from infra.aws.profiles import Profile
+from infra.aws.stacks.keeping import removal
 from infra.aws.stacks.roles import local_key
 from infra.aws.stacks.security import SecurityStack
 
@@ -39,7 +40,7 @@ class RegistryStack(Stack):
                 image_scan_on_push=True,
                 image_tag_mutability=ecr.TagMutability.IMMUTABLE,
                 lifecycle_rules=[ecr.LifecycleRule(max_image_count=_KEPT)],
-                removal_policy=RemovalPolicy.RETAIN if profile.keep_data else RemovalPolicy.DESTROY,
+                removal_policy=removal(profile),
             )
             for image in IMAGES
         }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from aws_cdk import Duration, RemovalPolicy, Stack
+from aws_cdk import Duration, Stack
 from aws_cdk import aws_s3 as s3
 from constructs import Construct
 
 from infra.aws.profiles import Profile
+from infra.aws.stacks.keeping import removal
 from infra.aws.stacks.roles import local_key
 from infra.aws.stacks.security import SecurityStack
 
@@ -30,7 +31,7 @@ class StorageStack(Stack):
 
     def __init__(self, scope: Construct, name: str, profile: Profile, security: SecurityStack, **options: Any) -> None:
         super().__init__(scope, name, **options)
-        self._keep = RemovalPolicy.RETAIN if profile.keep_data else RemovalPolicy.DESTROY
+        self._keep = removal(profile)
         self._key = local_key(self, "MediaKey", security.media)
         self.logs = s3.Bucket(
             self,
