@@ -69,4 +69,4 @@ lock: $(READY)
 	@sh infra/images/lock.sh
 
 clean:
-	rm -rf .venv infra/aws/.venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache output
+	rm -rf .venv infra/aws/.venv infra/aws/cluster/.venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache output

