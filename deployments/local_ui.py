@@ -59,14 +59,14 @@ def main() -> int:
     log = home / "ui-server.log"
     try:
         with log.open("ab") as output:
-            running.append(_prefect("server", "start", "--host", "127.0.0.1", "--port", str(port), output=output))
+            running.append(_start("infra.prefect_server", "start", "--host", "127.0.0.1", "--port", str(port), output=output))
         print("starting the server", flush=True)
         _wait_for(f"{address}/api/health", running[0], log)
         print("registering work pool, blocks and deployments", flush=True)
         from deployments.bootstrap import bootstrap  # Here: it loads Prefect, whose settings are made above.
 
         installed = bootstrap(("local",))
-        running.append(_prefect("worker", "start", "--pool", "local"))
+        running.append(_start("prefect", "worker", "start", "--pool", "local"))
         print(f"\nPrefect UI    {address}")
         print(f"deployments   {', '.join(installed.deployments)}")
         print(f"from a shell  PREFECT_API_URL={address}/api    (Ctrl-C ends it)\n", flush=True)
@@ -99,9 +99,9 @@ def _is_taken(port: int) -> bool:
     return False
 
 
-def _prefect(*arguments: str, output: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+def _start(module: str, *arguments: str, output: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
     # A session of its own: Ctrl-C reaches this program first, which then ends the parts in order.
-    command = [sys.executable, "-m", "prefect", *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     return subprocess.Popen(command, cwd=CHECKOUT, start_new_session=True, stdout=output, stderr=output)
 
 

@@ -145,6 +145,8 @@ def serve(settings: dict[str, Any]) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
+    from infra.prefect_server.sqlite import repair
+
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
@@ -154,7 +156,7 @@ def serve(settings: dict[str, Any]) -> None:
                 os.write(settings["ready"], b"1")
                 os.close(settings["ready"])
 
-    lock_from_the_start()
+    repair()
     if not settings["ui"]:
         without_background_tasks()
     app = create_app(ephemeral=not settings["ui"], final=True)
@@ -169,23 +171,6 @@ def serve(settings: dict[str, Any]) -> None:
     )
     threading.Thread(target=_end_with_user, args=(server,), daemon=True).start()
     server.run([socket.socket(fileno=settings["listener"])])
-
-
-def lock_from_the_start() -> None:
-    """Have every transaction wait for SQLite's write lock when it begins.
-
-    Prefect lets most of them begin as readers. One that then writes while another has written in between is told
-    "database is locked" at once, whatever the timeout; the server answers 503, and a worker waits two seconds before it
-    asks again, with an idle GPU.
-    """
-    from prefect.server.database.configurations import AioSqliteConfiguration
-
-    begin = AioSqliteConfiguration.begin_transaction
-
-    def begin_locked(self: Any, session: Any, with_for_update: bool = False) -> Any:
-        return begin(self, session, with_for_update=True)
-
-    AioSqliteConfiguration.begin_transaction = begin_locked  # type: ignore[method-assign]
 
 
 def without_background_tasks() -> None:

@@ -1,0 +1,23 @@
+"""`prefect server`, fit for many runs at once on SQLite: the same commands and options.
+
+    python -m infra.prefect_server start --host 127.0.0.1 --port 4200
+"""
+
+from __future__ import annotations
+
+import sys
+
+from infra.prefect_server.sqlite import repair
+
+
+def main() -> None:
+    """Run `prefect server` with the arguments of this program."""
+    repair()
+    from prefect.cli import app
+
+    sys.argv = ["prefect", "server", *sys.argv[1:]]
+    app()
+
+
+if __name__ == "__main__":
+    main()
