@@ -59,7 +59,8 @@ def main() -> int:
     log = home / "ui-server.log"
     try:
         with log.open("ab") as output:
-            running.append(_start("infra.prefect_server", "start", "--host", "127.0.0.1", "--port", str(port), output=output))
+            place = ("--host", "127.0.0.1", "--port", str(port))
+            running.append(_start("infra.prefect_server", "start", *place, output=output))
         print("starting the server", flush=True)
         _wait_for(f"{address}/api/health", running[0], log)
         print("registering work pool, blocks and deployments", flush=True)

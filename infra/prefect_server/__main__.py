@@ -1,7 +1,4 @@
-"""`prefect server`, fit for many runs at once on SQLite: the same commands and options.
-
-    python -m infra.prefect_server start --host 127.0.0.1 --port 4200
-"""
+"""`python -m infra.prefect_server start`: `prefect server` with its options, fit for many runs at once on SQLite."""
 
 from __future__ import annotations
 
