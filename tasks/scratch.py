@@ -74,7 +74,11 @@ def own_job(folder: Path, *, fresh: bool = False) -> Iterator[None]:
         for path in _ours(folder):
             if ".partial" in path.name or (fresh and path.name != _JOBS):
                 remove_leftover(path)
-        yield
+        try:
+            yield
+        finally:
+            # Closing is not enough: a process that another thread is just starting has the file open too for a moment.
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -104,6 +105,19 @@ def test_a_folder_in_use_is_neither_found_nor_removed(folder: Path, holder: subp
     holder.kill()
     holder.wait()
     assert removed(folder)
+
+
+def test_a_folder_is_free_at_once_though_a_process_that_was_just_forked_has_its_lock_open(folder: Path) -> None:
+    with own_job(folder):
+        if not (child := os.fork()):
+            time.sleep(60)
+            os._exit(0)
+    try:
+        give_up(folder)
+        assert not folder.exists()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_a_folder_that_was_worked_in_since_it_was_found_stays(folder: Path) -> None:
