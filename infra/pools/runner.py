@@ -253,14 +253,17 @@ class _Submission:
         where = cluster.place_of(worker)
         if self._losses < cluster.pools[self.pool].maximum_losses:
             # Into the log of the flow run too: whoever watches it wonders why this one takes longer.
-            with suppress(MissingContextError):
-                self.flow_context.copy().run(get_run_logger).warning("%s lost its worker, %s", self.label, where)
+            self.flow_context.copy().run(self._warn, f"{self.label} lost its worker, {where}")
             logger.debug("%s starts again", self.label)
             cluster.dispatcher.put(self.pool, self.order, self)
             return
         times = "once" if self._losses == 1 else f"{self._losses} times"
         remedy = "Look for memory limits, a faulty device or a crash in the logs of the worker, then run the job again"
         self.crash(PoolError(f"{self.label} lost its worker {times}, the last one {where}", remedy))
+
+    def _warn(self, text: str) -> None:
+        with suppress(MissingContextError):
+            get_run_logger().warning("%s", text)
 
     def crash(self, error: BaseException) -> None:
         """End the task run as `Crashed`, here and in Prefect."""
@@ -287,11 +290,12 @@ class _Submission:
                 task_run_filter=TaskRunFilter(id=TaskRunFilterId(any_=[self.future.task_run_id])), limit=1
             )
             if known:
-                if named and not known[0].name.startswith(self.label):
-                    # Its worker died before it had told Prefect the name.
-                    client.set_task_run_name(self.future.task_run_id, self.label)
                 if known[0].state is None or not known[0].state.is_final():
                     client.set_task_run_state(self.future.task_run_id, state, force=True)
+                # Its worker may have died before it had told Prefect the name. Looked at only now: what else workers
+                # have said is older than the state above, and changes nothing any more.
+                if named and not client.read_task_run(self.future.task_run_id).name.startswith(self.label):
+                    client.set_task_run_name(self.future.task_run_id, self.label)
                 return
         # Prefect has not heard of it: no worker began it, or what the worker said is still on its way.
         task_run = _create_task_run_locally(

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import TaskRun
 from prefect.flow_runs import FlowRun
 from prefect.flows import load_flow_from_entrypoint
@@ -64,6 +64,13 @@ def ids_of(name: str) -> Any:
             flow_filter=FlowFilter(name=FlowFilterName(any_=[name])), sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1
         )
     return runs[0].id
+
+
+def log_of(flow_run_id: Any) -> list[str]:
+    """The log of a flow run, as the server has it."""
+    with get_client(sync_client=True) as client:
+        found = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id])))
+    return [line.message for line in found]
 
 
 class TestRouting:
@@ -223,7 +230,11 @@ class TestLosses:
             ("upscale", "2"): 2,
             ("upscale", "3"): 1,
         }
-        assert set(states(ids_of("survive"), 5).values()) == {"Completed"}
+        run = ids_of("survive")
+        assert set(states(run, 5).values()) == {"Completed"}
+        # Whoever watches the run in the UI reads why it takes longer.
+        warned = eventually(lambda: [line for line in log_of(run) if "lost its worker" in line])
+        assert len(warned) == 1 and warned[0].startswith("upscale-2 lost its worker, gpu-")
 
     @pytest.mark.chaos
     def test_a_task_that_always_kills_its_worker_ends(
