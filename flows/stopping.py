@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
+from functools import cache
 from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture
 from prefect.states import Running, Suspended
+from pydantic import BaseModel
 
 from infra.pools.runner import PoolFuture
 from tasks.errors import PoolError
@@ -130,6 +132,7 @@ def watched(run_id: str) -> Iterator[None]:
     if not run_id:
         yield
         return
+    _complete_models()
     watch = StateWatch(run_id)
     token = _watch.set(watch)
     try:
@@ -143,6 +146,21 @@ def watched(run_id: str) -> Iterator[None]:
     finally:
         _watch.reset(token)
         watch.end()
+
+
+@cache
+def _complete_models() -> None:
+    """Have pydantic finish the models of Prefect here, in one thread and once, instead of in whichever uses one first.
+
+    It parses signatures for that, which is not safe in several threads of Python 3.11 (gh-106905): a run then ends in
+    "AST constructor recursion depth mismatch".
+    """
+    waiting = [BaseModel]
+    while waiting:
+        model = waiting.pop()
+        waiting += model.__subclasses__()
+        if not model.__pydantic_complete__ and model.model_config.get("defer_build"):
+            model.model_rebuild(raise_errors=False)
 
 
 def check_stop() -> None:
@@ -184,7 +202,7 @@ class Pausing:
         """Whether the run was resumed before its process had ended: a worker may start the next one already."""
         return self._leaving and self._watch is not None and self._watch.is_resumed
 
-    def rest(self, tell: Callable[[], None]) -> None:
+    def rest(self, tell: Callable[[], None] = lambda: None) -> None:
         """Be paused, now that nothing is under way: for as long as the pause lasts, or end.
 
         Args:

@@ -88,7 +88,7 @@ def test_twenty_runs_at_once_complete_and_the_server_goes_on_answering(
             time.sleep(0.2)
         runs = client.post("/flow_runs/filter", json={"limit": 50}).json()
     said, complaints = sweep.communicate()
-    assert sweep.returncode == 0, complaints
+    assert sweep.returncode == 0, f"{complaints}\n{said}"
     assert Counter(row["outcome"] for row in json.loads(said.splitlines()[-1])["rows"]) == {"published": RUNS}
     assert len(list((tmp_path / "out").iterdir())) == RUNS
     videos = [run for run in runs if run["parent_task_run_id"]]
