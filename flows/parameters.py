@@ -53,6 +53,40 @@ Height: TypeAlias = Annotated[
         description="Rows of the result, for example 1080; 0 uses the scale instead.",
     ),
 ]
+RateFactor: TypeAlias = Annotated[
+    int,
+    Field(
+        ge=-1,
+        le=63,
+        title="Rate factor",
+        description="Quality of the result: 0 (best) to 51 for `h264` and `h265`, 1 to 63 for `av1`; -1 is the default"
+        " of the encoder. `prores` and `ffv1` have none.",
+    ),
+]
+Preset: TypeAlias = Annotated[
+    str,
+    Field(
+        title="Preset",
+        description="How long the encoder may take for a smaller file, such as `slow` for `h264` and `h265` or 4 for"
+        " `av1`; empty for the default.",
+    ),
+]
+Stream: TypeAlias = Annotated[
+    int,
+    Field(ge=-1, title="Video stream", description="Index of the stream to upscale; -1 takes the largest picture."),
+]
+Deinterlace: TypeAlias = Annotated[
+    Literal["auto", "off", "field-rate"],
+    Field(
+        title="Deinterlace",
+        description="`auto` makes a frame of each interlaced picture where the video has them, `field-rate` one of each"
+        " field at twice the rate, `off` leaves pictures as they are.",
+    ),
+]
+SquarePixels: TypeAlias = Annotated[
+    bool,
+    Field(title="Square pixels", description="Make the result of anamorphic video as wide as it is shown."),
+]
 PoolsName: TypeAlias = Annotated[
     str,
     Field(title="Pools", description="Where to work: `local`, `slurm`, or the name of a block of pools."),
@@ -116,32 +150,11 @@ class UpscaleOptions(Form):
         description="Path of a .pth or .safetensors file of your own, used instead of the model above.",
     )
     encoder: EncoderName = Field("h264", title="Encoder", description="How the result is encoded.")
-    crf: int = Field(
-        -1,
-        ge=-1,
-        le=63,
-        title="Rate factor",
-        description="Quality of the result: 0 (best) to 51 for `h264` and `h265`, 1 to 63 for `av1`; -1 is the default"
-        " of the encoder. `prores` and `ffv1` have none.",
-    )
-    preset: str = Field(
-        "",
-        title="Preset",
-        description="How long the encoder may take for a smaller file, such as `slow` for `h264` and `h265` or 4 for"
-        " `av1`; empty for the default.",
-    )
-    stream: int = Field(
-        -1, ge=-1, title="Video stream", description="Index of the stream to upscale; -1 takes the largest picture."
-    )
-    deinterlace: Literal["auto", "off", "field-rate"] = Field(
-        "auto",
-        title="Deinterlace",
-        description="`auto` makes a frame of each interlaced picture where the video has them, `field-rate` one of each"
-        " field at twice the rate, `off` leaves pictures as they are.",
-    )
-    square_pixels: bool = Field(
-        False, title="Square pixels", description="Make the result of anamorphic video as wide as it is shown."
-    )
+    crf: RateFactor = -1
+    preset: Preset = ""
+    stream: Stream = -1
+    deinterlace: Deinterlace = "auto"
+    square_pixels: SquarePixels = False
     container: Container = Field(
         "mp4",
         title="Container",
@@ -262,6 +275,11 @@ class PreviewOptions(Form):
     encoder: EncoderName = Field(
         "h264", title="Encoder", description="For the forecast, and for the whole video where it is approved."
     )
+    crf: RateFactor = -1
+    preset: Preset = ""
+    stream: Stream = -1
+    deinterlace: Deinterlace = "auto"
+    square_pixels: SquarePixels = False
     folder: str = Field(
         "",
         title="Folder of pictures",
@@ -299,8 +317,8 @@ class PreviewOptions(Form):
 
     def upscale(self, model: str) -> UpscaleOptions:
         """The options of `upscale-video` for one of the models."""
-        names = ("scale", "height", "precision", "encoder", "pools", "scratch", "store", "ledger", "owner")
-        return UpscaleOptions(**model_fields(model), **{name: getattr(self, name) for name in names})
+        shared = UpscaleOptions.model_fields.keys() & type(self).model_fields.keys()
+        return UpscaleOptions(**model_fields(model), **{name: getattr(self, name) for name in shared - {"weights"}})
 
 
 def model_fields(name_or_path: str) -> dict[str, str]:

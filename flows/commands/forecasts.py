@@ -44,7 +44,7 @@ def add_to(commands: Commands) -> None:
     preview.add_argument("--seconds", type=float, default=2.0, metavar="S", help="length of each (default 2)")
     preview.add_argument("--frames", type=int, default=1, metavar="N", help="pictures of each (default 1)")
     preview.add_argument("--precision", default="auto", metavar="P", help="auto (default), fp32, fp16 or bf16")
-    preview.add_argument("--encoder", default="h264", help="encoder profile of the forecast (default h264)")
+    add_treatment(preview)
     preview.add_argument("--folder", default="", metavar="DIR", help="for the pictures (default: in the user's data)")
     preview.add_argument("--pools", default="local", metavar="NAME", help="where to work (default local)")
     preview.add_argument("--scratch", default="", metavar="DIR", help="folder for chunk files")
@@ -119,8 +119,8 @@ def _preview(arguments: argparse.Namespace) -> None:
     from flows.preview_checks import check_folder, check_models, pictures_folder
 
     models = [model_fields(name.strip()) for name in arguments.models.split(",") if name.strip()]
-    names = ("excerpts", "seconds", "frames", "precision", "encoder", "folder", "pools", "scratch", "store", "ledger")
-    given = {name: getattr(arguments, name) for name in (*names, "scale", "height")}
+    names = ("excerpts", "seconds", "frames", "precision", "folder", "pools", "scratch", "store", "ledger")
+    given = {name: getattr(arguments, name) for name in (*names, "scale", "height", *TREATMENT)}
     with refused("superres preview"):
         options = PreviewOptions(
             models=[fields["model"] for fields in models if "weights" not in fields],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextvars import copy_context
@@ -15,6 +16,7 @@ from uuid import UUID
 import av
 import numpy as np
 import pytest
+from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
@@ -185,6 +187,19 @@ def test_a_height_is_possible_too(place_of_preview: Preview) -> None:
     assert (seen["width"], seen["height"]) == (96, 72)
     assert [row["model"] for row in seen["models"]] == ["compact-x2"]
     assert len(seen["pictures"]) == 1
+
+
+def test_the_source_is_treated_as_in_the_whole_job(place_of_preview: Preview) -> None:
+    """Two streams of the same video in Matroska; the second is anamorphic and has half the rows."""
+    source = place_of_preview.source.with_suffix(".mkv")
+    command = [get_ffmpeg_exe(), "-v", "error", "-i", place_of_preview.source, "-map", "0:v", "-map", "0:v"]
+    command += ["-c:v:0", "copy", "-c:v:1", "libx264", "-filter:v:1", "scale=64:24,setsar=1/2", source]
+    subprocess.run(command, check=True)
+    seen = preview(str(source), place_of_preview.options(excerpts=1, stream=1, square_pixels=True))
+    assert (seen["width"], seen["height"]) == (64, 48)
+    options = place_of_preview.options(crf=9, preset="slow", deinterlace="off", encoder="h265")
+    whole = options.request(str(source), "compact")
+    assert (whole.crf, whole.preset, whole.deinterlace, whole.encoder) == (9, "slow", "off", "h265")
 
 
 class Waiting:
