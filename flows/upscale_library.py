@@ -27,18 +27,20 @@ from typing import Any, Final, Literal
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import Cancelled
 from pydantic import Field
 
 from blocks.pools import load_pools
 from blocks.site import load_store, load_tracking
 from flows.parameters import Form, Source, UpscaleOptions
 from flows.records import new_job, result_of
-from flows.stopping import RunStopped, stopped_by
+from flows.stopping import LOOK_SECONDS, Pausing, RunCancelled, RunStopped, check_stop, stopped_by, watched
 from flows.upscale_video import upscale_video
 from infra.pools.opening import current_cluster
 from tasks.destinations import destination_of, result_name
-from tasks.errors import DestinationError, LibraryError, SettingsError, SuperResolutionError
+from tasks.errors import DestinationError, LibraryError, SettingsError, StoppedError, SuperResolutionError
 from tasks.ledger import open_ledger
 from tasks.ledger.ledger import Ledger
 from tasks.ledger.record import JobRecord, JobState, NewJob
@@ -115,6 +117,15 @@ def upscale_library(
         LibraryError: Some videos failed; the others are published.
         SuperResolutionError: The library cannot be listed.
     """
+    try:
+        with watched(str(flow_run.get_id() or "")):
+            return _upscale_new(source, destination, options)
+    except RunCancelled:
+        why = StoppedError("the sweep was cancelled", "Run it again: it leaves out what is published")
+        return Cancelled(message=str(why), data=why)  # type: ignore[return-value]
+
+
+def _upscale_new(source: str, destination: str, options: LibraryOptions) -> dict[str, Any]:
     logger = get_run_logger()
     _check_apart(source, destination)
     store = load_store(options.upscale.store)
@@ -157,21 +168,27 @@ def _side_by_side(
 ) -> Generator[Row, None, None]:
     """Upscale a few videos at a time, and give a row for each as it ends; `limit` counts those that were worked on.
 
-    Whoever closes it before its end waits until the videos that are under way have been stopped.
+    Whoever closes it before its end waits until the videos that are under way have been stopped. In a pause those under
+    way are finished, and no others begin.
     """
+    pausing = Pausing()
     running: set[Future[Row]] = set()
     worked, limit = 0, options.limit or float("inf")
     stop = threading.Event()
     with stopped_by(stop), ThreadPoolExecutor(options.parallel, "video") as threads:
         try:
             while True:
-                room = min(options.parallel - len(running), limit - worked - len(running))
-                for video in islice(videos, max(0, int(room))):
-                    # A flow that is called here is a part of this one, and uses the pools that are open around it.
-                    running.add(threads.submit(copy_context().run, upscale, video))
+                check_stop()
+                if not (paused := pausing.is_wanted):
+                    room = min(options.parallel - len(running), limit - worked - len(running))
+                    for video in islice(videos, max(0, int(room))):
+                        # A flow that is called here is a part of this one, and uses the pools that are open around it.
+                        running.add(threads.submit(copy_context().run, upscale, video))
                 if not running:
-                    return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
+                    if not paused:
+                        return
+                    pausing.rest()
+                done, running = wait(running, LOOK_SECONDS, return_when=FIRST_COMPLETED)
                 for future in done:
                     row = future.result()
                     worked += row.outcome in ("published", "failed")

@@ -19,13 +19,21 @@ from uuid import UUID
 
 import psutil
 import pytest
+from prefect import Flow
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterName,
+)
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows.parameters import UpscaleOptions
+from flows.upscale_library import LibraryOptions, upscale_library
 from flows.upscale_video import upscale_video
 from infra.pools import PooledCluster, local_pools, open_pools
 from tasks.errors import StoppedError
@@ -33,6 +41,7 @@ from tasks.ledger import LedgerSettings, open_ledger
 from tasks.ledger.ledger import Ledger
 from tasks.ledger.record import JobRecord, JobState
 from tests.flows.jobs import GROUP, PATIENCE, Scratch, make_film
+from tests.flows.libraries import make_clip
 from tests.installation import Installation
 from tests.waiting import eventually
 
@@ -98,6 +107,10 @@ def suspend(run: UUID) -> None:
     expires = (datetime.now(UTC) + timedelta(seconds=300)).isoformat()
     details = {"pause_timeout": expires, "pause_reschedule": True, "deferred": False, "untrackable_result": False}
     press(run, "set_state", state={"type": "PAUSED", "name": "Suspended", "state_details": details}, force=True)
+
+
+def pause(run: UUID) -> None:
+    press(run, "set_state", state={"type": "PAUSED", "name": "Paused"}, force=True)
 
 
 def cancel(run: UUID) -> None:
@@ -215,9 +228,9 @@ def test_a_run_whose_process_is_killed_ends_as_failed(deployed: Deployed) -> Non
 class Called(threading.Thread):
     """A flow that is called in this process, as a notebook does it: no signal will ever tell it anything."""
 
-    def __init__(self, deployed: Deployed) -> None:
+    def __init__(self, flow: Flow[Any, Any], *arguments: Any) -> None:
         super().__init__(daemon=True)
-        self.deployed = deployed
+        self._flow, self._arguments = flow, arguments
         self.ended: BaseException | None = None
         self._context = copy_context()  # Knows the server.
         self.start()
@@ -226,17 +239,10 @@ class Called(threading.Thread):
         self._context.run(self._call)
 
     def _call(self) -> None:
-        options = UpscaleOptions(scratch=str(self.deployed.folder / "here"), owner="ann", **OPTIONS)
         try:
-            upscale_video(str(self.deployed.film), str(self.deployed.folder / "here.mp4"), options)
+            self._flow(*self._arguments)
         except BaseException as error:
             self.ended = error
-
-    @property
-    def id(self) -> UUID:
-        """Of its flow run."""
-        records = self.deployed.ledger.by_owner("ann")
-        return UUID(next(record.flow_run_id for record in records if record.destination.endswith("here.mp4")))
 
 
 def workers_of(cluster: PooledCluster) -> int:
@@ -246,27 +252,63 @@ def workers_of(cluster: PooledCluster) -> int:
 def test_pause_and_cancel_reach_a_run_that_no_worker_has_started(deployed: Deployed) -> None:
     scratch = Scratch(deployed.folder / "here")
     with open_pools(local_pools(idle_seconds=1.0)) as cluster:
-        called = Called(deployed)
+        options = UpscaleOptions(scratch=str(scratch.folder), owner="ann", **OPTIONS)
+        called = Called(upscale_video, str(deployed.film), str(deployed.folder / "here.mp4"), options)
         eventually(lambda: len(scratch.finished()) >= 2, PATIENCE)
-        press(called.id, "set_state", state={"type": "PAUSED", "name": "Paused"}, force=True)
-        eventually(lambda: "paused" in shown(called.id, "progress"), PATIENCE)
+        records = deployed.ledger.by_owner("ann")
+        run = UUID(next(record.flow_run_id for record in records if record.destination.endswith("here.mp4")))
+        pause(run)
+        eventually(lambda: "paused" in shown(run, "progress"), PATIENCE)
         finished = scratch.finished()
         assert len(finished) < CHUNKS
         eventually(lambda: not workers_of(cluster), PATIENCE)
         assert scratch.finished() == finished
-        record = deployed.record(called.id)
+        record = deployed.record(run)
         assert record is not None and record.state == JobState.UPSCALING
 
-        resume(called.id)
-        assert read(called.id).state_name == "Running"
+        resume(run)
+        assert read(run).state_name == "Running"
         eventually(lambda: len(scratch.finished()) > len(finished), PATIENCE)
         scratch.check_kept()
 
-        cancel(called.id)
+        cancel(run)
         called.join(PATIENCE)
         assert isinstance(called.ended, StoppedError)
-        assert read(called.id).state_name == "Cancelled"
-        record = deployed.record(called.id)
+        assert read(run).state_name == "Cancelled"
+        record = deployed.record(run)
         assert record is not None and record.error is not None
         assert (record.state, record.error.kind) == (JobState.CANCELLED, "cancelled")
         assert not (deployed.folder / "here.mp4").exists()
+
+
+def test_pause_and_cancel_reach_a_library_that_no_worker_has_started(deployed: Deployed) -> None:
+    videos, results = deployed.folder / "videos", deployed.folder / "results"
+    for number in range(24):
+        make_clip(videos / f"{number}.mp4", number)
+
+    def published() -> int:
+        return len(list(results.glob("*.mp4")))
+
+    with open_pools(local_pools(idle_seconds=1.0)) as cluster:
+        upscale = UpscaleOptions(scratch=str(deployed.folder / "there"), owner="bob")
+        options = LibraryOptions(upscale=upscale, parallel=1)
+        called = Called(upscale_library, str(videos), str(results), options)
+        eventually(published, PATIENCE)
+        with get_client(sync_client=True) as client:
+            named = FlowRunFilter(name=FlowRunFilterName(any_=[str(videos)]))
+            (run,) = [found.id for found in client.read_flow_runs(flow_run_filter=named)]
+        pause(run)
+        eventually(lambda: not workers_of(cluster), PATIENCE)
+        finished = published()
+        assert 0 < finished < 24
+        assert all(record.state == JobState.PUBLISHED for record in deployed.ledger.by_owner("bob"))
+
+        resume(run)
+        eventually(lambda: published() > finished, PATIENCE)
+        cancel(run)
+        called.join(PATIENCE)
+        assert isinstance(called.ended, StoppedError)
+        assert read(run).state_name == "Cancelled"
+        assert published() < 24
+        states = {record.state for record in deployed.ledger.by_owner("bob")}
+        assert JobState.PUBLISHED in states and states <= {JobState.PUBLISHED, JobState.CANCELLED}
