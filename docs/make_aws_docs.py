@@ -17,7 +17,7 @@ from infra.aws.acknowledgements import FINDINGS
 from infra.aws.cluster.instances import INSTANCE_TYPES
 from infra.aws.prices import idle, of_video
 from infra.aws.profiles import DEV, PROD
-from infra.aws.synthesis import kept
+from infra.aws.synthesis import imports, kept
 
 DOCS: Final = Path(__file__).parent
 HERE: Final = DOCS / "aws"
@@ -62,11 +62,6 @@ _WIDTH: Final = 204
 _GAP: Final = 56
 _SPACE: Final = 26
 _LINE: Final = 15
-
-
-def imports(template: dict[str, Any]) -> set[str]:
-    """Stacks from which a template imports something."""
-    return set(re.findall(r'"Fn::ImportValue": "[^":]*-(\w+):', json.dumps(template)))
 
 
 def reduced(edges: dict[str, set[str]]) -> dict[str, set[str]]:

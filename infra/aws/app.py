@@ -1,7 +1,7 @@
 """Synthesizes the stacks of one profile, and has the rules of AWS Solutions and NIST 800-53 judge them.
 
 python -m infra.aws.app dev FOLDER      templates and `validation-report.json` into FOLDER
-cdk deploy --all -c profile=dev         through `cdk.json`
+cdk diff -c profile=dev                 against what is deployed, through `cdk.json`
 
 Fails if a rule is broken whose finding `acknowledgements.py` does not name.
 """
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from aws_cdk import App, Environment, Stack, Tags, Validations
+from aws_cdk import App, BootstraplessSynthesizer, Environment, Stack, Tags, Validations
 from cdk_nag import AwsSolutionsChecks, NIST80053R5Checks
 
 from infra.aws.acknowledgements import acknowledge
@@ -78,7 +78,13 @@ def main(arguments: list[str]) -> None:
     """Synthesize the profile that the arguments or the context name, `dev` else."""
     name, *folder = arguments or [""]
     context = json.loads(_CDK.read_text())["context"]
-    app = App(outdir=folder[0] if folder else None, context=context, analytics_reporting=False)
+    app = App(
+        outdir=folder[0] if folder else None,
+        context=context,
+        analytics_reporting=False,
+        # Templates need nothing of CDK in the account: infra/aws/deploy.py deploys them.
+        default_stack_synthesizer=BootstraplessSynthesizer(),
+    )
     name = name or app.node.try_get_context("profile") or "dev"
     if name not in PROFILES:
         raise SystemExit(f"there is no profile {name!r}; there are: {', '.join(PROFILES)}")

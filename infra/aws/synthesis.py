@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -62,9 +63,14 @@ def synthesize(profile: str, folder: Path, programs: Path = BIN) -> dict[str, An
     }
 
 
-def kept(profile: str) -> dict[str, Any]:
+def kept(profile: str, templates: Path = TEMPLATES) -> dict[str, Any]:
     """The templates under version control, by the names of stacks without profile."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted((TEMPLATES / profile).glob("*.json"))}
+    return {path.stem: json.loads(path.read_text()) for path in sorted((templates / profile).glob("*.json"))}
+
+
+def imports(template: dict[str, Any]) -> set[str]:
+    """Stacks from which a template imports something, by their names without profile."""
+    return set(re.findall(r'"Fn::ImportValue": "[^":]*-(\w+):', json.dumps(template)))
 
 
 def main() -> None:

@@ -23,6 +23,9 @@ OPERATING_SYSTEM: Final = "ubuntu2404"
 #: Folder of the bucket that holds the scripts of this package's `bootstrap/`, below it one for each release.
 BOOTSTRAP_PREFIX: Final = "bootstrap"
 
+#: Beside the scripts: the code of the release, as `git archive` packs it.
+RELEASE_ARCHIVE: Final = "release.tar.gz"
+
 HEAD_INSTANCE: Final = "m7i.large"
 LOGIN_INSTANCE: Final = "t3.medium"
 
@@ -34,6 +37,10 @@ _NOBODY: Final = {"AllowedIps": "127.0.0.1/32"}
 
 #: Instances at rest for so many minutes end.
 _IDLE_MINUTES: Final = 10
+
+#: What a head node has to start in, the release that it makes included (ParallelCluster gives it 2100). CloudFormation
+#: waits an hour for a whole cluster; what fails is to fail before, with its own reason. It cannot be changed later.
+_HEAD_SECONDS: Final = 2700
 
 #: As long as names of login pools go; one pool in each zone.
 _POOL_NAMES: Final = "abcdefgh"
@@ -72,7 +79,10 @@ class Site:
         file_system_id: Of the FSx for Lustre file system that is mounted at `/fsx`.
         lustre_client_group: Security group that may mount it; all nodes get it.
         artifacts_bucket: Bucket that holds the bootstrap scripts, and that ParallelCluster keeps its own files in.
-        release: Name of the environment below `/fsx/envs`, made once by `bootstrap/build_environment.sh`.
+        release: Name of the environment below `/fsx/envs`. The head node makes it, from `bootstrap/RELEASE/` of the
+            artifacts bucket.
+        first_release: The release that the cluster was made with, where it is another. What head and login nodes do
+            when they start cannot be changed afterwards: it stays of this one, and they move on when updated.
         worker_settings_secret: ARN of the secret with `/etc/superres/environment` (deployments/systemd); without it
             login nodes run no Prefect worker.
         work_queue: Queue of the Prefect work pool `slurm` that this cluster's workers look at.
@@ -98,6 +108,7 @@ class Site:
     lustre_client_group: str
     artifacts_bucket: str
     release: str
+    first_release: str = ""
     worker_settings_secret: str = ""
     work_queue: str = "slurm-a"
     blocks: str = ""
@@ -195,6 +206,7 @@ def cluster_configuration(queues: Queues, site: Site, name: str = "production") 
             "Alarms": {"Enabled": True},
         },
         "DeploymentSettings": {"DisableSudoAccessForDefaultUser": True},
+        "DevSettings": {"Timeouts": {"HeadNodeBootstrapTimeout": _HEAD_SECONDS}},
         "Tags": [{"Key": key, "Value": value} for key, value in site.tags],
     }
 
@@ -212,7 +224,10 @@ def _head_node(site: Site) -> dict[str, Any]:
         "Imds": {"Secured": True},
         "Ssh": dict(_NOBODY),
         "LocalStorage": {"RootVolume": {"Size": 100, "VolumeType": "gp3", "Encrypted": True}},
-        "CustomActions": _actions(site),
+        "CustomActions": {
+            "OnNodeConfigured": {"Sequence": _making(_first(site))},
+            "OnNodeUpdated": {"Sequence": _making(site)},
+        },
         "Iam": _permissions(site, site.head_policies),
     }
 
@@ -255,7 +270,7 @@ def _queue(queue: Queue, site: Site) -> dict[str, Any]:
             "AdditionalSecurityGroups": _worker_groups(site),
         },
         "CustomSlurmSettings": {"PriorityTier": queue.priority_tier},
-        "CustomActions": _actions(site),
+        "CustomActions": {"OnNodeConfigured": {"Sequence": _waiting(site)}},
         "Iam": _permissions(site, site.policies),
     }
     if queue.capacity is Capacity.SPOT:
@@ -268,11 +283,6 @@ def _queue(queue: Queue, site: Site) -> dict[str, Any]:
 
 
 def _login_pool(letter: str, subnet: str, site: Site, queues: str) -> dict[str, Any]:
-    actions = _actions(site)
-    if site.worker_settings_secret:
-        arguments = [site.release, queues, site.work_queue, site.worker_settings_secret, site.region]
-        worker = _script(site, "start_worker.sh", [*arguments, *([site.blocks] if site.blocks else [])])
-        actions["OnNodeConfigured"]["Sequence"].append(worker)
     return {
         "Name": f"login-{letter}",
         "Count": 1,
@@ -281,7 +291,11 @@ def _login_pool(letter: str, subnet: str, site: Site, queues: str) -> dict[str, 
         "GracetimePeriod": 10,
         "Ssh": dict(_NOBODY),
         "Networking": {"SubnetIds": [subnet], "AdditionalSecurityGroups": _worker_groups(site)},
-        "CustomActions": {"OnNodeConfigured": actions["OnNodeConfigured"]},
+        "CustomActions": {
+            "OnNodeConfigured": {"Sequence": _working(_first(site), queues)},
+            # The worker stays, and the runs that it started: it may be of another release than those to come.
+            "OnNodeUpdated": {"Sequence": _waiting(site)},
+        },
         "Iam": {"AdditionalIamPolicies": _permissions(site, site.policies)["AdditionalIamPolicies"]},
     }
 
@@ -290,9 +304,30 @@ def _worker_groups(site: Site) -> list[str]:
     return [site.lustre_client_group, *([site.api_client_group] if site.api_client_group else [])]
 
 
-def _actions(site: Site) -> dict[str, Any]:
+def _first(site: Site) -> Site:
+    """The site as it was when the cluster was made."""
+    return replace(site, release=site.first_release or site.release)
+
+
+def _making(site: Site) -> list[dict[str, Any]]:
+    """On a head node: the release is made where it is missing."""
+    archive = f"s3://{site.artifacts_bucket}/{bootstrap_prefix(site)}/{RELEASE_ARCHIVE}"
     link = _script(site, "link_environment.sh", [site.release])
-    return {"OnNodeConfigured": {"Sequence": [link]}}
+    return [_script(site, "build_environment.sh", [site.release, archive]), link]
+
+
+def _waiting(site: Site) -> list[dict[str, Any]]:
+    """On other nodes, which may start while the head node is still at it."""
+    return [_script(site, name, [site.release]) for name in ("wait_for_environment.sh", "link_environment.sh")]
+
+
+def _working(site: Site, queues: str) -> list[dict[str, Any]]:
+    """On a login node: the Prefect worker, too."""
+    scripts = _waiting(site)
+    if site.worker_settings_secret:
+        arguments = [site.release, queues, site.work_queue, site.worker_settings_secret, site.region]
+        scripts.append(_script(site, "start_worker.sh", [*arguments, *([site.blocks] if site.blocks else [])]))
+    return scripts
 
 
 def _script(site: Site, name: str, arguments: list[str]) -> dict[str, Any]:

@@ -49,7 +49,12 @@ class ClusterStack(Stack):
         self._media = local_key(self, "MediaKey", security.media)
         self._records = local_key(self, "RecordsKey", security.records)
         release = CfnParameter(
-            self, "Release", description="Environment below /fsx/envs that nodes run, made by build_environment.sh"
+            self, "Release", description="Environment below /fsx/envs that nodes run; the head node makes it"
+        ).value_as_string
+        first = CfnParameter(
+            self,
+            "FirstRelease",
+            description="Release that the clusters were made with: what nodes that stay start with",
         ).value_as_string
         settings = self._settings(orchestrator)
         nodes = iam.ManagedPolicy(self, "NodePolicy", statements=self._node_rights(settings))
@@ -64,6 +69,7 @@ class ClusterStack(Stack):
             lustre_client_group=network.lustre_clients.security_group_id,
             artifacts_bucket=storage.artifacts.bucket_name,
             release=release,
+            first_release=first,
             worker_settings_secret=settings.secret_arn,
             blocks=f"s3://{storage.artifacts.bucket_name}/{_BLOCKS}",
             accounting=Accounting(

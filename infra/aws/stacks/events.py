@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, Final
 
 from aws_cdk import Duration, Stack
@@ -19,6 +18,7 @@ from aws_cdk import aws_sqs as sqs
 from constructs import Construct
 
 from infra.aws.profiles import Profile
+from infra.aws.release import handler_key
 from infra.aws.stacks.data import local_secret
 from infra.aws.stacks.keeping import removal, retention
 from infra.aws.stacks.network import NetworkStack
@@ -26,8 +26,6 @@ from infra.aws.stacks.orchestrator import BLOCK, OrchestratorStack
 from infra.aws.stacks.roles import allow, local_key, service_role, use_of
 from infra.aws.stacks.security import SecurityStack
 from infra.aws.stacks.storage import RESULTS, UPLOADS, StorageStack
-
-_HANDLER: Final = Path(__file__).parents[1] / "lambda"
 
 #: As infra/aws/lambda/README.md asks: ten messages in two minutes; given out again after six times that, five times.
 _BATCH: Final = 10
@@ -139,8 +137,8 @@ class EventsStack(Stack):
             description="Asks Prefect for a run for each uploaded video",
             runtime=functions.Runtime.PYTHON_3_14,
             architecture=functions.Architecture.ARM_64,
-            # Of the folder, the code alone: nothing else is to make a new version.
-            code=functions.Code.from_asset(str(_HANDLER), exclude=["*", "!handler.py"]),
+            # Put there before this stack, by infra/aws/deploy.py. Another code has another key, which makes a version.
+            code=functions.Code.from_bucket(storage.artifacts, handler_key()),
             handler="handler.handler",
             timeout=_TIMEOUT,
             memory_size=256,

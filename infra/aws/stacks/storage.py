@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from aws_cdk import Duration, Stack
+from aws_cdk import CfnOutput, Duration, Stack
 from aws_cdk import aws_s3 as s3
 from constructs import Construct
 
@@ -53,6 +53,7 @@ class StorageStack(Stack):
             "Outputs", [s3.LifecycleRule(transitions=[rarely], noncurrent_version_expiration=old)]
         )
         self.artifacts = self._bucket("Artifacts", [s3.LifecycleRule(noncurrent_version_expiration=old)])
+        CfnOutput(self, "ArtifactsBucket", value=self.artifacts.bucket_name)
 
     def _bucket(self, name: str, rules: list[s3.LifecycleRule]) -> s3.Bucket:
         return s3.Bucket(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import configparser
+import hashlib
 import itertools
 import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,15 +46,25 @@ class Node:
     def environments(self) -> Path:
         return self.root / "fsx/envs"
 
-    def run(self, script: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    @property
+    def temporary(self) -> Path:
+        return self.root.parent / "tmp"
+
+    def start(self, script: str, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        return subprocess.run(
+        self.temporary.mkdir(exist_ok=True)
+        return subprocess.Popen(
             [BOOTSTRAP / script, *arguments],
-            env={**kept, "SUPERRES_ROOT": str(self.root), **environment},
-            capture_output=True,
+            env={**kept, "SUPERRES_ROOT": str(self.root), "TMPDIR": str(self.temporary), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
         )
+
+    def run(self, script: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(script, *arguments, **environment)
+        said, complained = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, said, complained)
 
     def succeeds(self, script: str, *arguments: str | Path, **environment: str) -> str:
         done = self.run(script, *arguments, **environment)
@@ -88,6 +101,17 @@ def node(tmp_path: Path) -> Node:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_checkout(tmp_path_factory.mktemp("source") / "checkout")
+
+
+@pytest.fixture(scope="module")
+def aws_on_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path with AWS's command line on it, which every node of ParallelCluster has."""
+    installed = program("aws", "awscli==1.46.3", alone=False)
+    folder = tmp_path_factory.mktemp("bin")
+    script = folder / "aws"
+    script.write_text(f'#!/bin/sh\nPYTHONPATH="{installed.parents[1]}" exec "{sys.executable}" "{installed}" "$@"\n')
+    script.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
 
 
 @pytest.fixture
@@ -163,11 +187,70 @@ class TestBuildEnvironment:
         assert complaint in node.fails("build_environment.sh", name, source)
         assert not list(node.root.rglob(".complete"))
 
+    def test_of_an_archive_in_the_artifacts_bucket(self, node: Node, stored: dict[str, str], aws_on_path: str) -> None:
+        address = "s3://artifacts/bootstrap/1.0.0/release.tar.gz"
+        reach = {"AWS_ENDPOINT_URL": stored["AWS_ENDPOINT_URL"], "PATH": aws_on_path}
+        node.succeeds("build_environment.sh", "1.0.0", address, **reach)
+        made = node.environments / "1.0.0"
+        assert (made / "flows/cli.py").exists() and (made / ".complete").read_text().strip() == stored["sha256"]
+        before = made.stat().st_mtime_ns
+        # What is there is not downloaded again.
+        said = node.succeeds("build_environment.sh", "1.0.0", "s3://artifacts/none.tar.gz", **reach)
+        assert "1.0.0 is there already" in said and made.stat().st_mtime_ns == before
+        done = node.run("build_environment.sh", "1.1.0", "s3://artifacts/none.tar.gz", **reach)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].endswith("error: cannot read s3://artifacts/none.tar.gz")
+        assert not (node.environments / "1.1.0").exists()
+        assert list(node.temporary.iterdir()) == []
+
+    def test_two_head_nodes_at_a_time(self, node: Node, stored: dict[str, str], aws_on_path: str) -> None:
+        address = "s3://artifacts/bootstrap/1.0.0/release.tar.gz"
+        with ThreadPoolExecutor(2) as pool:
+            reach = {"AWS_ENDPOINT_URL": stored["AWS_ENDPOINT_URL"], "PATH": aws_on_path}
+            said = list(pool.map(lambda _: node.succeeds("build_environment.sh", "1.0.0", address, **reach), range(2)))
+        assert sorted("is complete, made from" in each for each in said) == [False, True]
+        assert sum("1.0.0 is there already" in each for each in said) == 1
+
+    def test_one_whose_builder_ended_is_built_by_the_one_that_waits(
+        self, node: Node, stored: dict[str, str], aws_on_path: str
+    ) -> None:
+        node.environments.mkdir()
+        lock = node.environments / ".1.0.0.lock"
+        with subprocess.Popen(["flock", lock, "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+            assert holder.stdin and holder.stdout
+            holder.stdin.write(b"held\n")
+            holder.stdin.flush()
+            assert holder.stdout.readline() == b"held\n"
+            waiting = node.start(
+                "build_environment.sh", "1.0.0", "s3://artifacts/bootstrap/1.0.0/release.tar.gz",
+                AWS_ENDPOINT_URL=stored["AWS_ENDPOINT_URL"], PATH=aws_on_path,
+            )  # fmt: skip
+            assert waiting.stderr
+            assert "another build of 1.0.0 is under way, waiting for it" in waiting.stderr.readline()
+            assert waiting.poll() is None and not (node.environments / "1.0.0").exists()
+            holder.stdin.close()
+        _, said = waiting.communicate(timeout=120)
+        assert waiting.returncode == 0 and "1.0.0 is complete" in said
+
     def test_without_the_file_system(self, node: Node, checkout: Path) -> None:
         (node.root / "fsx").rmdir()
         assert "there is no /fsx" in node.fails("build_environment.sh", "1.0.0", checkout)
         assert "there is no /fsx" in node.fails("link_environment.sh", "1.0.0")
         assert not (node.root / "fsx").exists()
+
+
+class TestWaitForEnvironment:
+    def test_until_it_is_complete(self, node: Node, checkout: Path) -> None:
+        waiting = node.start("wait_for_environment.sh", "1.0.0")
+        node.succeeds("build_environment.sh", "1.0.0", checkout)
+        said, _ = waiting.communicate(timeout=60)
+        assert waiting.returncode == 0 and "release 1.0.0 is there" in said
+
+    def test_not_for_ever(self, node: Node) -> None:
+        said = node.fails("wait_for_environment.sh", "1.0.0", SUPERRES_WAIT="0")
+        assert "/fsx/envs/1.0.0 was not complete after 0 seconds" in said
+        (node.root / "fsx").rmdir()
+        assert "there is no /fsx" in node.fails("wait_for_environment.sh", "1.0.0")
 
 
 class TestLinkEnvironment:
@@ -197,8 +280,10 @@ BLOCKS = '[media-store.archive]\nkms_key = "alias/media"\n'
 
 
 @pytest.fixture(scope="module")
-def stored() -> Iterator[dict[str, str]]:
-    """What the site stores for its workers, and how to reach it."""
+def stored(checkout: Path) -> Iterator[dict[str, str]]:
+    """What the site stores for its nodes, and how to reach it."""
+    command = ["git", "-C", checkout, "archive", "--format=tar.gz", "HEAD"]
+    archive = subprocess.run(command, capture_output=True, check=True).stdout
     with running_aws() as aws:
 
         def client(service: str) -> Any:
@@ -208,7 +293,11 @@ def stored() -> Iterator[dict[str, str]]:
         where = {"LocationConstraint": aws.region}
         client("s3").create_bucket(Bucket="artifacts", CreateBucketConfiguration=where)
         client("s3").put_object(Bucket="artifacts", Key="site/blocks.toml", Body=BLOCKS.encode())
-        yield {"secret": secret, "region": str(aws.region), "AWS_ENDPOINT_URL": str(aws.endpoint_url)}
+        client("s3").put_object(Bucket="artifacts", Key="bootstrap/1.0.0/release.tar.gz", Body=archive)
+        yield {
+            "secret": secret, "region": str(aws.region), "AWS_ENDPOINT_URL": str(aws.endpoint_url),
+            "sha256": hashlib.sha256(archive).hexdigest(),
+        }  # fmt: skip
 
 
 class TestStartWorker:

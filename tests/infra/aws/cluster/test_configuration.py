@@ -140,8 +140,34 @@ class TestOneDescription:
         for script in scripts:
             text = (BOOTSTRAP / script["Script"].rpartition("/")[2]).read_text()
             assert len(script["Args"]) == text.count(":?")
-        links = [script for script in scripts if script["Script"].endswith("link_environment.sh")]
+        started = [script for actions in all_nodes(rendered, "OnNodeConfigured") for script in actions["Sequence"]]
+        links = [script for script in started if script["Script"].endswith("link_environment.sh")]
         assert len(links) == 1 + len(queues.queues) + len(SITE.login_subnets)
+
+    def test_head_nodes_make_the_release_and_all_others_wait_for_it(self, queues: Queues) -> None:
+        rendered = cluster_configuration(queues, SITE)
+        first = [
+            (each["Sequence"][0]["Script"].rpartition("/")[2], each["Sequence"][0]["Args"])
+            for event in ("OnNodeConfigured", "OnNodeUpdated")
+            for each in all_nodes(rendered["HeadNode"], event)
+        ]
+        archive = "s3://artifacts/bootstrap/1.0.0/release.tar.gz"
+        assert first == [("build_environment.sh", ["1.0.0", archive])] * 2
+        for part in ("LoginNodes", "Scheduling"):
+            sequences = list(all_nodes(rendered[part], "Sequence"))
+            assert sequences
+            names = [[script["Script"].rpartition("/")[2] for script in sequence[:2]] for sequence in sequences]
+            assert all(each == ["wait_for_environment.sh", "link_environment.sh"] for each in names)
+
+    def test_another_release_moves_what_can_be_moved(self, queues: Queues) -> None:
+        before = cluster_configuration(queues, SITE)
+        after = cluster_configuration(queues, replace(SITE, release="1.1.0", first_release="1.0.0"))
+        for part in ("HeadNode", "LoginNodes"):
+            assert list(all_nodes(after[part], "OnNodeConfigured")) == list(all_nodes(before[part], "OnNodeConfigured"))
+            said = str(list(all_nodes(after[part], "OnNodeUpdated")))
+            assert "1.1.0" in said and "1.0.0" not in said
+        said = str(list(all_nodes(after["Scheduling"], "OnNodeConfigured")))
+        assert "1.1.0" in said and "1.0.0" not in said
 
     @pytest.mark.slurm
     def test_a_slurm_of_it_takes_a_job_of_every_pool(self, queues: Queues, tmp_path: Path) -> None:

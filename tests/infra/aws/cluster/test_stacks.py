@@ -29,7 +29,7 @@ STAND_INS: Final = (
     ),
     (r"Cluster\.\w+Policy\w+", "arn:aws:iam::123456789012:policy/a"),
     (r"AWS::Partition", "aws"),
-    (r"\bRelease\b", "1.0.0"),
+    (r"\bFirstRelease\b", "1.0.0"),
 )
 
 #: Reads configurations as ParallelCluster's resource gets them: CloudFormation makes text of numbers and truths.
@@ -50,11 +50,44 @@ for name, configuration in json.load(sys.stdin).items():
 """
 
 
-def _with_stand_ins(configuration: dict[str, Any]) -> dict[str, Any]:
-    text = json.dumps(configuration)
+#: Asks ParallelCluster whether a cluster whose nodes all run could be updated from one configuration to another.
+UPDATE: Final = """
+import json, sys
+from pcluster.config.config_patch import ConfigPatch
+
+class Running:
+    name = stack_name = "superres"
+    def has_running_capacity(self, *_, **__):
+        return True
+    def has_running_login_nodes(self, *_, **__):
+        return True
+
+before, after = json.load(sys.stdin)
+allowed, rows = ConfigPatch(Running(), base_config=before, target_config=after).check()
+json.dump({"allowed": allowed, "said": str(rows)}, sys.stdout)
+"""
+
+
+def _with_stand_ins(configuration: dict[str, Any], release: str = "1.0.0") -> dict[str, Any]:
+    text = re.sub(r"\bRelease\b", release, json.dumps(configuration))
     for pattern, stand_in in STAND_INS:
         text = re.sub(pattern, stand_in, text)
     return json.loads(text)
+
+
+def _told(parallelcluster: Path, program: str, given: Any) -> str:
+    """What a program says that runs in the environment of ParallelCluster."""
+    # Credentials, or ParallelCluster looks for those of an instance.
+    account = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none"}
+    done = subprocess.run(
+        [str(parallelcluster), "-I", "-c", program],
+        input=json.dumps(given),
+        env={**os.environ, **account, "PATH": f"{parallelcluster.parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def test_configurations_fit_the_schema(parallelcluster: Path) -> None:
@@ -63,16 +96,18 @@ def test_configurations_fit_the_schema(parallelcluster: Path) -> None:
         for profile in PROFILES
         for cluster in installation(profile).of("Custom::PclusterCluster")
     }
-    # Credentials, or ParallelCluster looks for those of an instance.
-    account = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none"}
-    done = subprocess.run(
-        [str(parallelcluster), "-I", "-c", PROGRAM],
-        input=json.dumps(clusters),
-        env={**os.environ, **account, "PATH": f"{parallelcluster.parent}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    read = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    read = dict(line.split(" ", 1) for line in _told(parallelcluster, PROGRAM, clusters).splitlines())
     assert set(read) == set(clusters)
     assert read["superres-prod-a"] == read["superres-prod-b"] == "cpu-spot cpu gpu gpu-large"
+
+
+def test_another_release_is_an_update_that_running_clusters_take(parallelcluster: Path) -> None:
+    cluster = installation("prod").of("Custom::PclusterCluster")[0].properties["ClusterConfiguration"]
+    before, after = _with_stand_ins(cluster), _with_stand_ins(cluster, "1.1.0")
+    assert before != after
+    answer = json.loads(_told(parallelcluster, UPDATE, [before, after]))
+    assert answer["allowed"], answer["said"]
+    # What nodes that stay do when they start cannot be changed: hence the first release.
+    other = json.loads(json.dumps(after).replace("1.0.0", "1.1.0"))
+    answer = json.loads(_told(parallelcluster, UPDATE, [before, other]))
+    assert not answer["allowed"] and "not currently supported" in answer["said"]
