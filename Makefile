@@ -27,9 +27,9 @@ $(READY): requirements.lock pyproject.toml deployments/environment.sh
 run: $(READY)
 	@sh deployments/run.sh "$(VIDEO)" "$(OUTPUT)" $(ARGS)
 
-# Three files at a time, in the order of tests/conftest.py: many tests wait for timeouts and for processes to start.
+# Two files at a time: many tests wait for processes to start.
 test: $(READY)
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 25
+	$(BIN)/pytest -n 2 --dist loadfile --durations 25
 
 lint: $(READY)
 	$(BIN)/ruff check .

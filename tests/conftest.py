@@ -6,9 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from random import Random
-from typing import Final
 
 import pytest
 
@@ -17,28 +15,6 @@ from tests.installation import Installation, running_installation
 
 # A shell starts background commands with SIGINT ignored, and so would be everything that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-#: Files that take minutes, most of them in waiting. They begin first: what is left at the end is short.
-LONGEST: Final = (
-    "infra/test_slurm_pools.py",
-    "flows/test_kill_and_resume.py",
-    "flows/test_kill_and_publish.py",
-    "flows/test_library.py",
-    "flows/test_end_to_end.py",
-    "flows/test_buttons.py",
-    "browser/test_ui.py",
-    "notebooks/test_notebooks.py",
-    "flows/test_slurm_job.py",
-    "flows/test_many_runs.py",
-    "flows/test_faults.py",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order tests by files, the longest first."""
-    ranks = {Path(__file__).parent / file: rank for rank, file in enumerate(LONGEST)}
-    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture(scope="session")
