@@ -20,11 +20,11 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture
-from prefect.states import Running, Suspended
+from prefect.states import Cancelled, Running, Suspended
 from pydantic import BaseModel
 
 from infra.pools.runner import PoolFuture
-from tasks.errors import PoolError
+from tasks.errors import PoolError, StoppedError
 
 T = TypeVar("T")
 
@@ -161,6 +161,12 @@ def _complete_models() -> None:
         waiting += model.__subclasses__()
         if not model.__pydantic_complete__ and model.model_config.get("defer_build"):
             model.model_rebuild(raise_errors=False)
+
+
+def cancelled(problem: str, remedy: str) -> Any:
+    """What a flow that somebody has cancelled returns: its state for Prefect, and the error for whoever called it."""
+    why = StoppedError(problem, remedy)
+    return Cancelled(message=str(why), data=why)
 
 
 def check_stop() -> None:

@@ -29,18 +29,17 @@ from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.states import Cancelled
 from pydantic import Field
 
 from blocks.pools import load_pools
 from blocks.site import load_store, load_tracking
 from flows.parameters import Form, Source, UpscaleOptions
 from flows.records import new_job, result_of
-from flows.stopping import LOOK_SECONDS, Pausing, RunCancelled, RunStopped, check_stop, stopped_by, watched
+from flows.stopping import LOOK_SECONDS, Pausing, RunCancelled, RunStopped, cancelled, check_stop, stopped_by, watched
 from flows.upscale_video import upscale_video
 from infra.pools.opening import current_cluster
 from tasks.destinations import destination_of, result_name
-from tasks.errors import DestinationError, LibraryError, SettingsError, StoppedError, SuperResolutionError
+from tasks.errors import DestinationError, LibraryError, SettingsError, SuperResolutionError
 from tasks.ledger import open_ledger
 from tasks.ledger.ledger import Ledger
 from tasks.ledger.record import JobRecord, JobState, NewJob
@@ -121,8 +120,7 @@ def upscale_library(
         with watched(str(flow_run.get_id() or "")):
             return _upscale_new(source, destination, options)
     except RunCancelled:
-        why = StoppedError("the sweep was cancelled", "Run it again: it leaves out what is published")
-        return Cancelled(message=str(why), data=why)  # type: ignore[return-value]
+        return cancelled("the sweep was cancelled", "Run it again: it leaves out what is published")
 
 
 def _upscale_new(source: str, destination: str, options: LibraryOptions) -> dict[str, Any]:

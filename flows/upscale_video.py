@@ -24,7 +24,6 @@ from prefect.artifacts import create_link_artifact
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Cancelled
 
 from blocks.site import load_store, load_tracking
 from flows.artifacts import shown
@@ -39,14 +38,14 @@ from flows.parameters import Source as SourceName
 from flows.pools import cluster_of_flow_run, pools_of_flow_run, site_of_flow_run
 from flows.records import await_predecessor, end_record, has_result, name_record, new_job
 from flows.staging import reachable
-from flows.stopping import Pausing, RunCancelled, result_of_task, watched
+from flows.stopping import Pausing, RunCancelled, cancelled, result_of_task, watched
 from infra.pools import PoolTaskRunner
 from tasks.assemble import assemble
 from tasks.calibrate import calibrate, sample
 from tasks.chunk_report import StageReport
 from tasks.destinations import Output, destination_of
 from tasks.encode import is_encoded
-from tasks.errors import FrameError, SourceError, StoppedError, StoreError, SuperResolutionError
+from tasks.errors import FrameError, SourceError, StoreError, SuperResolutionError
 from tasks.ledger import open_ledger
 from tasks.ledger.ledger import DoneBeforeError
 from tasks.ledger.record import JobRecord, JobState
@@ -105,8 +104,7 @@ def upscale_video(
         with watched(run_id):
             return _upscale(source, destination, options, run_id)
     except RunCancelled:
-        why = StoppedError("the run was cancelled", "Run it again to continue from the finished chunks")
-        return Cancelled(message=str(why), data=why)  # type: ignore[return-value]
+        return cancelled("the run was cancelled", "Run it again to continue from the finished chunks")
 
 
 def _upscale(source: str, destination: str, options: UpscaleOptions, run_id: str) -> dict[str, Any]:

@@ -43,9 +43,7 @@ def installation(app: App, profile: Profile) -> dict[str, str]:
     # The account is whoever's credentials deploy; the templates are the same for all.
     options = {"env": Environment(region=profile.region), "termination_protection": profile.keep_data}
 
-    def called(name: str) -> str:
-        return f"Superres-{profile.name.capitalize()}-{name}"
-
+    called = profile.stack_name
     security = SecurityStack(app, called("Security"), profile, **options)
     network = NetworkStack(app, called("Network"), profile, security, **options)
     storage = StorageStack(app, called("Storage"), profile, security, **options)
@@ -63,8 +61,8 @@ def installation(app: App, profile: Profile) -> dict[str, str]:
     ObservabilityStack(
         app, called("Observability"), profile, security, lustre, data, orchestrator, cluster, events, **options
     )
-    Tags.of(app).add("project", "superres")
-    Tags.of(app).add("profile", profile.name)
+    for key, value in profile.tags.items():
+        Tags.of(app).add(key, value)
     shared: dict[str, tuple[Stack, str]] = {
         "ledger": (data, data.ledger.table_arn),
         "inputs": (storage, storage.inputs.bucket_arn),

@@ -20,6 +20,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
 from infra.aws.cloudformation import DeploymentError, Stack, Wanted, bring, check_state, differences, find, said
+from infra.aws.cluster.configuration import BLOCKS
 from infra.aws.profiles import PROFILES, Profile
 from infra.aws.release import (
     CHECKOUT,
@@ -106,10 +107,10 @@ class Deployment:
         """
         account = self._client("sts").get_caller_identity()
         print(f"{self.release.name} ({self.release.commit[:12]}) as {account['Arn']}, {self.profile.region}")
-        self._found = {name: find(self._client("cloudformation"), self._called(name)) for name in STACKS}
+        self._found = {name: find(self._client("cloudformation"), self.profile.stack_name(name)) for name in STACKS}
         there = {name for name in STACKS if self._stands(name)}
         for name in self.stacks:
-            check_state(self._called(name), self._found[name])
+            check_state(self.profile.stack_name(name), self._found[name])
             missing = imports(self.templates[name]) - there
             if missing:
                 raise SettingsError(f"{name} builds on {', '.join(sorted(missing))}", "Leave --only out, or add them")
@@ -128,13 +129,13 @@ class Deployment:
         """Say what `run` would do."""
         for name in self.stacks:
             for what in self._before(name):
-                print(f"{self._called(name)}: before it, {what}")
+                print(f"{self.profile.stack_name(name)}: before it, {what}")
             changes = differences(self._client("cloudformation"), self._found[name], self._wanted(name))
             if not self._stands(name):
                 would = f"would be created, {len(changes['added'])} resources"
             else:
                 would = f"would be updated: {said(changes)}" if changes else "is current"
-            print(f"{self._called(name)}: {would}")
+            print(f"{self.profile.stack_name(name)}: {would}")
 
     def run(self) -> None:
         """Bring all stacks to their templates.
@@ -144,17 +145,14 @@ class Deployment:
         """
         for name in self.stacks:
             for what in self._before(name, do=True):
-                print(f"{self._called(name)}: {what}")
+                print(f"{self.profile.stack_name(name)}: {what}")
             client = self._client("cloudformation")
             self._found[name], changes = bring(client, self._wanted(name), pause=self.pause)
-            print(f"{self._called(name)}: {changes}", flush=True)
+            print(f"{self.profile.stack_name(name)}: {changes}", flush=True)
             if name == "Registry" and "Orchestrator" in self.stacks:
                 self._check_images()
 
     # What belongs to a stack.
-
-    def _called(self, name: str) -> str:
-        return f"Superres-{self.profile.name.capitalize()}-{name}"
 
     def _stands(self, name: str) -> bool:
         """Whether a stack is there, with all that it makes."""
@@ -173,16 +171,15 @@ class Deployment:
             if not value:
                 raise SettingsError(f"{name} needs {key} when it is new", f"Give it by {_OPTIONS.get(key, key)}")
             values[key] = value
-        tags = {"project": "superres", "profile": self.profile.name}
-        return Wanted(self._called(name), template, values, tags, self.profile.keep_data)
+        return Wanted(self.profile.stack_name(name), template, values, self.profile.tags, self.profile.keep_data)
 
     def _before(self, name: str, *, do: bool = False) -> list[str]:
         """What comes before a stack, done or only said."""
         if name == "Cluster":
             if not do:
-                return [f"release {self.release.name} and blocks.toml would be in the artifacts bucket"]
+                return [f"release {self.release.name} and {BLOCKS} would be in the artifacts bucket"]
             done = upload(self._client("s3"), self._bucket(), self.release)
-            return [done, self._put("blocks.toml", self._output("Orchestrator", "Blocks").encode())]
+            return [done, self._put(BLOCKS, self._output("Orchestrator", "Blocks").encode())]
         if name == "Events":
             key = handler_key(self.release.root)
             if not do:
@@ -206,7 +203,7 @@ class Deployment:
     def _output(self, name: str, key: str) -> str:
         stack = self._found[name]
         if stack is None or key not in stack.outputs:
-            raise DeploymentError(f"stack {self._called(name)} has no output {key}", f"Deploy {name} again")
+            raise DeploymentError(f"stack {self.profile.stack_name(name)} has no output {key}", f"Deploy {name} again")
         return stack.outputs[key]
 
     def _client(self, service: str) -> Any:

@@ -75,6 +75,15 @@ class Profile:
     monthly_budget: int
     keep_data: bool
 
+    def stack_name(self, stack: str) -> str:
+        """What CloudFormation calls a stack of this installation."""
+        return f"Superres-{self.name.capitalize()}-{stack}"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Of everything in this installation."""
+        return {"project": "superres", "profile": self.name}
+
     def __post_init__(self) -> None:
         if len(self.zones) < 2:
             raise ValueError(f"profile {self.name}: load balancer and databases need two zones, it has {self.zones}")

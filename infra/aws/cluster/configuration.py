@@ -26,6 +26,9 @@ BOOTSTRAP_PREFIX: Final = "bootstrap"
 #: Beside the scripts: the code of the release, as `git archive` packs it.
 RELEASE_ARCHIVE: Final = "release.tar.gz"
 
+#: Object of the artifacts bucket with the blocks of the site.
+BLOCKS: Final = "blocks.toml"
+
 HEAD_INSTANCE: Final = "m7i.large"
 LOGIN_INSTANCE: Final = "t3.medium"
 

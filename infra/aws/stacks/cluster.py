@@ -10,6 +10,7 @@ from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
 from infra.aws.cluster import PARALLELCLUSTER_VERSION, Accounting, Site, cluster_configuration, standby_site
+from infra.aws.cluster.configuration import BLOCKS
 from infra.aws.profiles import NAMESPACE, Profile
 from infra.aws.stacks.data import DataStack, local_secret
 from infra.aws.stacks.lustre import MOUNT, WEIGHTS, LustreStack
@@ -19,9 +20,8 @@ from infra.aws.stacks.roles import allow, local_key, use_of
 from infra.aws.stacks.security import SecurityStack
 from infra.aws.stacks.storage import MODELS, RESULTS, UPLOADS, StorageStack
 
-#: Objects of the artifacts bucket: scripts of nodes, and the blocks of the site.
+#: Objects of the artifacts bucket: scripts of nodes.
 _SCRIPTS: Final = "bootstrap/*"
-_BLOCKS: Final = "blocks.toml"
 
 
 class ClusterStack(Stack):
@@ -71,7 +71,7 @@ class ClusterStack(Stack):
             release=release,
             first_release=first,
             worker_settings_secret=settings.secret_arn,
-            blocks=f"s3://{storage.artifacts.bucket_name}/{_BLOCKS}",
+            blocks=f"s3://{storage.artifacts.bucket_name}/{BLOCKS}",
             accounting=Accounting(
                 host=data.accounting.cluster_endpoint.hostname,
                 password_secret=data.accounting_secret.secret_arn,
@@ -83,7 +83,7 @@ class ClusterStack(Stack):
             head_policies=(head.managed_policy_arn,),
             log_days=profile.log_days,
             partition=Aws.PARTITION,
-            tags=(("project", "superres"), ("profile", profile.name)),
+            tags=tuple(profile.tags.items()),
         )
         provider = self._provider([nodes, head])
         sites = {"a": site}
@@ -196,7 +196,7 @@ class ClusterStack(Stack):
             ),
             allow(
                 ["s3:GetObject"],
-                [artifacts.arn_for_objects(key) for key in (_SCRIPTS, _BLOCKS, f"{MODELS}/*")],
+                [artifacts.arn_for_objects(key) for key in (_SCRIPTS, BLOCKS, f"{MODELS}/*")],
             ),
             allow(
                 ["dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:DeleteItem", "dynamodb:Query"],

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,19 @@ class Node:
         process = self.start(script, *arguments, **environment)
         said, complained = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, said, complained)
+
+    @contextmanager
+    def another_builds(self, release: str) -> Iterator[None]:
+        """A process that holds the lock of a release, to the end of the block."""
+        self.environments.mkdir()
+        lock = self.environments / f".{release}.lock"
+        with subprocess.Popen(["flock", lock, "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+            assert holder.stdin and holder.stdout
+            holder.stdin.write(b"held\n")
+            holder.stdin.flush()
+            assert holder.stdout.readline() == b"held\n"
+            yield
+            holder.stdin.close()
 
     def succeeds(self, script: str, *arguments: str | Path, **environment: str) -> str:
         done = self.run(script, *arguments, **environment)
@@ -164,15 +178,8 @@ class TestBuildEnvironment:
         node.succeeds("link_environment.sh", "1.0.0")
 
     def test_two_at_a_time(self, node: Node, checkout: Path) -> None:
-        node.environments.mkdir()
-        lock = node.environments / ".1.0.0.lock"
-        with subprocess.Popen(["flock", lock, "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-            assert holder.stdin and holder.stdout
-            holder.stdin.write(b"held\n")
-            holder.stdin.flush()
-            assert holder.stdout.readline() == b"held\n"
+        with node.another_builds("1.0.0"):
             assert "another build of 1.0.0 is under way" in node.fails("build_environment.sh", "1.0.0", checkout)
-            holder.stdin.close()
         assert not (node.environments / "1.0.0").exists()
 
     @pytest.mark.parametrize(
@@ -214,13 +221,7 @@ class TestBuildEnvironment:
     def test_one_whose_builder_ended_is_built_by_the_one_that_waits(
         self, node: Node, stored: dict[str, str], aws_on_path: str
     ) -> None:
-        node.environments.mkdir()
-        lock = node.environments / ".1.0.0.lock"
-        with subprocess.Popen(["flock", lock, "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-            assert holder.stdin and holder.stdout
-            holder.stdin.write(b"held\n")
-            holder.stdin.flush()
-            assert holder.stdout.readline() == b"held\n"
+        with node.another_builds("1.0.0"):
             waiting = node.start(
                 "build_environment.sh", "1.0.0", "s3://artifacts/bootstrap/1.0.0/release.tar.gz",
                 AWS_ENDPOINT_URL=stored["AWS_ENDPOINT_URL"], PATH=aws_on_path,
@@ -228,7 +229,6 @@ class TestBuildEnvironment:
             assert waiting.stderr
             assert "another build of 1.0.0 is under way, waiting for it" in waiting.stderr.readline()
             assert waiting.poll() is None and not (node.environments / "1.0.0").exists()
-            holder.stdin.close()
         _, said = waiting.communicate(timeout=120)
         assert waiting.returncode == 0 and "1.0.0 is complete" in said
 
