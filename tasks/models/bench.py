@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -118,17 +118,21 @@ def prepare_engine(model: str, size: tuple[int, int], options: dict[str, Any]) -
     engine = Engine(card, source, target, reuse=False, **options)
     engine.upscale(frames[:1])
     first = time.perf_counter() - started
-    frames = np.resize(frames, (max(4, 2 * engine.batch), source.frame_bytes))
-    engine.upscale(frames)
-    description = engine.description
+    frames = np.resize(frames, (max(4, 2 * engine.batch, engine.feed), source.frame_bytes))
 
     def rounds(seconds: float) -> tuple[int, float]:
-        begun, count = time.perf_counter(), 0
-        while count == 0 or time.perf_counter() - begun < seconds:
-            engine.upscale(frames)
-            count += len(frames)
+        begun = time.perf_counter()
+
+        def feed() -> Iterator[np.ndarray]:
+            yield frames
+            while time.perf_counter() - begun < seconds:
+                yield frames
+
+        count = sum(len(results) for results in engine.stream(feed()))
         return count, time.perf_counter() - begun
 
+    rounds(0)
+    description = engine.description
     facts = {
         **asdict(description),
         "target": f"{target.width}x{target.height}",

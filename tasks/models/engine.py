@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
 from typing import Any, Final
@@ -56,6 +56,9 @@ SMALLEST_TILE: Final = 32
 #: Input pixels that keep a data-centre GPU busy; smaller frames are batched up to it.
 _PIXELS_PER_BATCH: Final = 2 << 20
 _LARGEST_BATCH: Final = 8
+
+#: Passes a GPU has to do, besides the one whose results are awaited.
+_PASSES_AHEAD: Final = 2
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,10 @@ class Engine:
     in one of 50 for transformers); frames are therefore tiled only if memory demands it. When memory does not
     suffice, batch and tile are halved and the work is repeated.
 
-    On a GPU, cuDNN's choice of algorithms is by rule and not by timing, so that the same chunk gives the same bytes
-    tomorrow; `autotune=True` gives that up for speed.
+    On a GPU, kernels of this project compute `srvgg` and `rrdb` networks in fp16, tiled or not bit for bit the same. For
+    whatever torch computes there, cuDNN's choice of algorithms is by rule and not by timing, so that the same chunk
+    gives the same bytes tomorrow; `autotune=True` gives that up for speed. Results arrive in pinned memory and are
+    handed out there.
 
     On a CPU, OpenVINO computes as many frames side by side as there are threads, if memory allows: no thread ever waits
     for another one to end its part of a layer.
@@ -124,7 +129,8 @@ class Engine:
         source: Frames given to `upscale`.
         target: Frames to return. Any size up to the network's scale along each axis.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
-        backend: `auto` (`openvino` on a CPU where it runs the network, else `torch`), `torch` or `openvino`.
+        backend: `auto` (`openvino` on a CPU and `cuda` on a GPU where they run the network, else `torch`), or one of
+            `BACKENDS`.
         precision: `auto` (`fp16` on a GPU, `fp32` on the CPU), `fp32`, `fp16` on a GPU, `bf16` on a GPU or on a CPU
             that computes in it; `int8` on a CPU, for `srvgg` networks. A frame whose result is not finite is repeated
             in `bf16`, then in `fp32`.
@@ -173,7 +179,7 @@ class Engine:
         self.target = target
         self.device = find_device(device)
         self.precision = choose_precision(precision, self.device)
-        self._backend = choose_backend(backend, self.device, card)
+        self._backend = choose_backend(backend, self.device, card, self.precision)
         if self.precision == "bf16" and self.device.type == "cpu" and self._backend != "openvino":
             raise SettingsError(f"the backend {self._backend} computes in fp32 on a CPU", "Use openvino, or fp32")
         self._quantised = quantised
@@ -193,6 +199,7 @@ class Engine:
             if self._backend == "openvino":
                 self._batch = min(batch or self._threads, self._threads)
         else:
+            self._downloads = torch.cuda.Stream(self.device)
             pixels = source.width * source.height
             self._batch = batch or max(1, min(_LARGEST_BATCH, _PIXELS_PER_BATCH // pixels))
         self._to_rgb = PlanesToRgb(source, self.device)
@@ -294,8 +301,9 @@ class Engine:
             if self.device.type == "cpu":
                 list(self._side_by_side.map(self._upscale_on_cpu, grey, range(self._batch)))
             else:
-                with self._settings():
-                    self._upscale_on_gpu(grey, np.empty((self._batch, self.target.frame_bytes), np.uint8), 0)
+                group = _Pass(list(grey), list(range(self._batch)))
+                self._start(group)
+                self._results(group)
         return time.perf_counter() - started
 
     def upscale(self, frames: np.ndarray, first_frame: int = 0) -> np.ndarray:
@@ -467,34 +475,111 @@ class Engine:
     def _stream_on_gpu(
         self, batches: Iterator[np.ndarray], first_frame: int, work: Work, end_turn: Callable[[], None]
     ) -> Iterator[np.ndarray]:
-        """A batch as it came at a time; the larger, the more of the transfers are hidden behind the computation."""
-        frames = next(batches, None)
-        while frames is not None:
-            with self._settings():
-                result = self._upscale_batch(frames, first_frame, work)
-            first_frame += len(frames)
-            frames = next(batches, None)
-            if frames is None:
-                end_turn()  # Before the caller sees to the last results, however long that takes.
-            yield result
-
-    def _upscale_batch(self, frames: np.ndarray, first_frame: int, work: Work) -> np.ndarray:
-        """Frames that changed, and copies of their results for the others."""
+        """A pass of frames at a time; while the device computes one, others are on their way to it and from it."""
+        pending: deque[_Pass] = deque()
         known, before = self._last or (None, None)
-        origin, distinct = [], []  # Where in the results each frame's one is, -1 for `before`.
-        for i, frame in enumerate(frames):
+
+        def collect() -> Iterator[np.ndarray]:
+            nonlocal before
+            done = pending.popleft()
+            results = self._results(done)
+            if done.origin == list(range(len(results))):
+                yield results
+            else:
+                for place in done.origin:
+                    result = results[place] if place >= 0 else before
+                    assert result is not None
+                    yield result[None]
+            before = results[-1] if len(results) else before
+
+        for frames in batches:
+            for group in self._passes(frames, first_frame, known, work):
+                known = group.frames[-1] if group.frames else known
+                self._start(group)
+                pending.append(group)
+                if len(pending) > _PASSES_AHEAD:
+                    yield from collect()
+            first_frame += len(frames)
+        end_turn()  # Before the caller sees to the last results, however long that takes.
+        while pending:
+            yield from collect()
+        if self._reuse and known is not None and before is not None:
+            self._last = known.copy(), before.copy()
+
+    def _passes(self, frames: np.ndarray, first_frame: int, known: np.ndarray | None, work: Work) -> list[_Pass]:
+        """Frames in groups that are computed at once, without those that repeat the one before."""
+        groups = [_Pass()]
+        for index, frame in enumerate(frames, first_frame):
             if self._changes(frame, known, work) is None:
-                distinct.append(i)
+                if len(groups[-1].frames) == self._batch:
+                    groups.append(_Pass())
+                groups[-1].frames.append(frame)
+                groups[-1].indices.append(index)
                 known = frame
-            origin.append(len(distinct) - 1)
-        results = np.empty((len(distinct), self.target.frame_bytes), np.uint8)
-        self._upscale_on_gpu(frames[distinct] if len(distinct) < len(frames) else frames, results, first_frame)
-        if self._reuse and len(distinct):
-            assert known is not None
-            self._last = known.copy(), results[-1].copy()
-        if len(distinct) == len(frames):
-            return results
-        return np.stack([results[place] if place >= 0 else before for place in origin])  # type: ignore[misc]
+            groups[-1].origin.append(len(groups[-1].frames) - 1)
+        return groups
+
+    def _start(self, group: _Pass) -> None:
+        """Send frames to the device and its results back, without waiting for them.
+
+        Raises:
+            FrameError: A frame does not fit into memory even in the smallest tiles.
+        """
+        count = len(group.frames)
+        if not count:
+            return
+        given = torch.empty((count, self.source.frame_bytes), dtype=torch.uint8, pin_memory=True)
+        for row, frame in zip(given.numpy(), group.frames, strict=True):
+            row[:] = frame
+        # torch keeps pinned memory for whoever asks next, and knows when copies from and to it have ended; so results
+        # are handed out where they arrive.
+        group.output = torch.empty((count, self.target.frame_bytes), dtype=torch.uint8, pin_memory=True)
+        group.finite = torch.empty(count, dtype=torch.bool, pin_memory=True)
+        done = 0
+        while done < count:
+            place = slice(done, min(count, done + self._batch))
+            try:
+                with self._settings():
+                    self._compute(given[place], group.output[place], group.finite[place])
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                torch.cuda.synchronize(self.device)  # Until then other passes hold memory.
+                if self._batch > 1:
+                    self._batch //= 2
+                    torch.cuda.empty_cache()
+                else:
+                    self._halve_tile(group.indices[done], error)
+            else:
+                done = place.stop
+        group.done.record(self._downloads)
+
+    def _compute(self, frames: Tensor, results: Tensor, all_finite: Tensor) -> None:
+        """Start to compute frames in pinned memory; results go to pinned memory beside what is computed next."""
+        count = len(frames)
+        given = frames.to(self.device, non_blocking=True)
+        if self._backend == "torch" and count < self._batch:
+            # Its algorithms differ by the shape of a batch, and with them results by a hair.
+            given = torch.cat((given, given[-1:].expand(self._batch - count, -1)))
+        output, finite = self._convert(given, self.precision)
+        self._downloads.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._downloads):
+            results.copy_(output[:count], non_blocking=True)
+            all_finite.copy_(finite[:count], non_blocking=True)
+        for tensor in (output, finite):
+            tensor.record_stream(self._downloads)
+
+    def _results(self, group: _Pass) -> np.ndarray:
+        """What a pass gave, as soon as it is there."""
+        if not group.frames:
+            return np.empty((0, self.target.frame_bytes), np.uint8)
+        assert group.output is not None and group.finite is not None
+        group.done.synchronize()
+        for i in (~group.finite).nonzero().flatten().tolist():
+            with self._settings():
+                frame = torch.from_numpy(group.frames[i][None].copy()).to(self.device)
+                group.output[i] = self._in_other_precisions(frame, self._convert, group.indices[i]).cpu()
+        return group.output.numpy()
 
     def _convert(self, frames: Tensor, precision: str, picture: PictureFormat | None = None) -> tuple[Tensor, Tensor]:
         """uint8 `[n, source.frame_bytes]` to uint8 `[n, target.frame_bytes]` and bool `[n]`: whether all is finite.
@@ -648,69 +733,13 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _upscale_on_gpu(self, frames: np.ndarray, result: np.ndarray, first_frame: int) -> None:
-        """Batches through pinned buffers; while the device computes one, the host fills and empties the others'.
-
-        The last batch is filled up with copies, so that every frame meets kernels of the same shape.
-        """
-        position = 0
-        while position < len(frames):
-            try:
-                position = self._stream(frames, result, position, first_frame)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if self._batch > 1:
-                    self._batch //= 2
-                    torch.cuda.empty_cache()
-                else:
-                    self._halve_tile(first_frame + position, error)
-
-    def _stream(self, frames: np.ndarray, result: np.ndarray, position: int, first_frame: int) -> int:
-        batch = self._batch
-        slots = [_Slot(batch, self.source.frame_bytes, self.target.frame_bytes) for _ in range(2)]
-        waiting: list[tuple[_Slot, int, int]] = []
-
-        def collect() -> None:
-            slot, start, count = waiting.pop(0)
-            slot.done.synchronize()
-            result[start : start + count] = slot.output.numpy()[:count]
-            for i in (~slot.finite[:count]).nonzero().flatten().tolist():
-                frame = torch.from_numpy(frames[start + i : start + i + 1].copy()).to(self.device)
-                repeated = self._in_other_precisions(frame, self._convert, first_frame + start + i)
-                result[start + i] = repeated.cpu().numpy()
-
-        turn = 0
-        while position < len(frames):
-            if len(waiting) == len(slots):
-                collect()
-            slot = slots[turn % len(slots)]
-            count = min(batch, len(frames) - position)
-            slot.input.numpy()[:count] = frames[position : position + count]
-            slot.input.numpy()[count:] = frames[position + count - 1]
-            try:
-                output, finite = self._convert(slot.input.to(self.device, non_blocking=True), self.precision)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or not waiting:
-                    raise
-                while waiting:  # what is done is done; the caller goes on from here with less at a time
-                    collect()
-                return position
-            slot.output.copy_(output, non_blocking=True)
-            slot.finite.copy_(finite, non_blocking=True)
-            slot.done.record()
-            waiting.append((slot, position, count))
-            position += count
-            turn += 1
-        while waiting:
-            collect()
-        return position
-
     def _network(self, precision: str) -> Backend:
         """The network in `precision` on the device, built when first needed."""
         if precision not in self._networks:
+            # Kernels of this project are for fp16; what overflows there is repeated by torch.
+            name = "torch" if self._backend == "cuda" and precision != "fp16" else self._backend
             self._networks[precision] = make_backend(
-                self._backend,
+                name,
                 self.card,
                 self._state,
                 self.device,
@@ -760,14 +789,21 @@ class Engine:
                 yield
 
 
-class _Slot:
-    """Pinned host buffers of one batch, and the event that says its results have arrived."""
+@dataclass
+class _Pass:
+    """Frames that a GPU computes at once, and what becomes of them."""
 
-    def __init__(self, batch: int, input_bytes: int, output_bytes: int) -> None:
-        self.input = torch.empty((batch, input_bytes), dtype=torch.uint8, pin_memory=True)
-        self.output = torch.empty((batch, output_bytes), dtype=torch.uint8, pin_memory=True)
-        self.finite = torch.empty(batch, dtype=torch.bool, pin_memory=True)
-        self.done = torch.cuda.Event()
+    frames: list[np.ndarray] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    """Of the frames, in the source."""
+    origin: list[int] = field(default_factory=list)
+    """For each frame to return the one of `frames` whose result it has; -1 for the last one before this pass."""
+    output: Tensor | None = None
+    """uint8 `[n, target.frame_bytes]`, pinned."""
+    finite: Tensor | None = None
+    """bool `[n]`, pinned: whether all of each result is."""
+    done: torch.cuda.Event = field(default_factory=torch.cuda.Event)
+    """When both have arrived."""
 
 
 def _check_size(card: ModelCard, source: PictureFormat, target: PictureFormat) -> None:
@@ -820,13 +856,17 @@ def _network_bytes_per_pixel(card: ModelCard, backend: str, device: torch.device
 
     `srvgg`: three activations of `num_feat` channels (torch on a CPU holds mere strips) and the last layer. `rrdb`:
     three activations at the output's resolution, and below it a dense block with the copies its concatenations make.
-    For the others see `swin.values_per_pixel`.
+    For the others see `swin.values_per_pixel`. `cuda` keeps two activations of `srvgg`, for `rrdb` three buffers of a
+    dense block and two activations at the output's resolution.
     """
     if card.architecture == "srvgg":
         strips = backend == "torch" and device.type == "cpu"
         values = (0 if strips else 3 * card.num_feat) + 2 * 3 * card.scale**2
     elif card.window_size:
         values = swin.values_per_pixel(card)
+    elif backend == "cuda":
+        dense = 3 * (card.num_feat + 4 * card.num_grow) + 2 * card.num_feat
+        values = (dense + 16 * (2 * card.num_feat + 8)) // card.size_multiple**2
     else:
         block = 4 * card.num_feat + 14 * card.num_grow
         values = (3 * 16 * card.num_feat + block) // card.size_multiple**2

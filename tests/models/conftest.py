@@ -64,6 +64,12 @@ def rrdb_x4(make_model: MakeModel) -> ModelCard:
     return make_model(architecture="rrdb", scale=4, num_feat=8, num_block=1, num_grow=4, gain=1.5)
 
 
+@pytest.fixture(scope="session")
+def rrdb_wide(make_model: MakeModel) -> ModelCard:
+    """Wide enough for tensor cores."""
+    return make_model(architecture="rrdb", scale=4, num_feat=16, num_block=1, num_grow=16, gain=1.5)
+
+
 @pytest.fixture
 def server() -> Iterator[FileServer]:
     with FileServer().running() as server:

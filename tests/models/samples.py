@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -10,6 +10,9 @@ import torch
 from tasks.media.colour import RgbToPlanes
 from tasks.media.pixels import Colour, PictureFormat
 from tasks.models.cards import ModelCard
+
+#: Backends that run networks where the tests run.
+CPU_BACKENDS: Final = ("torch", "openvino")
 
 
 def blank_card(**shape: Any) -> ModelCard:

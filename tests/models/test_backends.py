@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from tasks.errors import SettingsError
 from tasks.media.colour import RgbToPlanes
 from tasks.models import networks
-from tasks.models.backends import BACKENDS, Backend, choose_backend, make_backend
+from tasks.models.backends import Backend, choose_backend, make_backend
 from tasks.models.cards import ModelCard, find_model
 from tasks.models.state import load_state
 from tests.models.conftest import MakeModel
-from tests.models.samples import picture_format
+from tests.models.samples import CPU_BACKENDS, picture_format
 
 CPU = torch.device("cpu")
 COMPACT = find_model("compact-x2")
@@ -34,7 +34,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (17, 40)])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_backend_computes_the_official_network(
     shape: str, backend: str, size: tuple[int, int], make_model: MakeModel
@@ -60,7 +60,7 @@ def backend_of(name: str, card: ModelCard, state: dict[str, torch.Tensor], size:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (17, 40)])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("shape", ["srvgg-x2", "srvgg-x4"])
 def test_a_backend_goes_on_to_code_values(
     shape: str, backend: str, size: tuple[int, int], make_model: MakeModel
@@ -81,7 +81,7 @@ def test_a_backend_goes_on_to_code_values(
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_values_that_are_not_finite_are_noticed(backend: str, bad: float, make_model: MakeModel) -> None:
     card = make_model(**SHAPES["srvgg-x2"])
     state = load_state(card)

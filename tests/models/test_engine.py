@@ -19,7 +19,7 @@ from tasks.media.colour import PlanesToRgb, RgbToPlanes
 from tasks.media.pixels import PictureFormat
 from tasks.models import engine as engine_module
 from tasks.models import hardware, networks, weights
-from tasks.models.backends import BACKENDS, torch_network
+from tasks.models.backends import torch_network
 from tasks.models.backends.openvino_network import OpenVinoNetwork
 from tasks.models.backends.torch_network import TorchNetwork
 from tasks.models.calibration import psnr
@@ -28,7 +28,7 @@ from tasks.models.engine import Engine, Work
 from tasks.models.hardware import matmul_peak
 from tasks.models.state import load_state
 from tests.models.conftest import MakeModel
-from tests.models.samples import picture, picture_format, yuv_frames
+from tests.models.samples import CPU_BACKENDS, picture, picture_format, yuv_frames
 
 SHARED_WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=CPU_BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -561,7 +561,7 @@ def test_a_stream_that_fails_at_its_end_leaves_the_next_one_alone(srvgg_x2: Mode
 
 
 @needs_gpu
-@pytest.mark.parametrize("model", ["srvgg_x2", "srvgg_x4", "rrdb_x2"])
+@pytest.mark.parametrize("model", ["srvgg_x2", "srvgg_x4", "rrdb_x2", "rrdb_wide"])
 def test_gpu_gives_what_the_cpu_gives(model: str, request: pytest.FixtureRequest) -> None:
     card = request.getfixturevalue(model)
     cpu = make_engine(card, (150, 130))

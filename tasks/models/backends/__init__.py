@@ -1,7 +1,8 @@
 """What runs a network: one interface, and the libraries behind it.
 
 `torch` runs every network, on a GPU and on a CPU. `openvino` runs convolutional ones on a CPU, there close to the
-fastest matrix product of the machine, and several frames side by side.
+fastest matrix product of the machine, and several frames side by side. `cuda` runs them in fp16 on a GPU, by kernels of
+this project.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tasks.errors import SettingsError
+from tasks.models.backends import cuda_network
 from tasks.models.cards import ModelCard
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from tasks.models.quantisation import Quantised
 
 #: What a backend may be, besides `auto`.
-BACKENDS: Final = ("torch", "openvino")
+BACKENDS: Final = ("torch", "openvino", "cuda")
 
 #: What `openvino_network` builds.
 OPENVINO_ARCHITECTURES: Final = ("srvgg", "rrdb")
@@ -61,23 +63,30 @@ class Backend(Protocol):
         ...
 
 
-def choose_backend(name: str, device: torch.device, card: ModelCard) -> str:
+def choose_backend(name: str, device: torch.device, card: ModelCard, precision: str = "fp32") -> str:
     """The backend that `name` means for a model on a device.
 
     Args:
         name: `auto` or a word of `BACKENDS`.
         device: Where it is to run.
         card: The model.
+        precision: In which it is to compute, a key of `PRECISIONS`.
 
     Raises:
-        SettingsError: There is no such backend, not here, not on this device, or not for this model.
+        SettingsError: There is no such backend, not here, not on this device, not for this model, or not this precise.
     """
     if name not in ("auto", *BACKENDS):
         raise SettingsError(f'There is no backend called "{name}"', f"Use auto, {', '.join(BACKENDS)}")
     built = card.architecture in OPENVINO_ARCHITECTURES
     installed = importlib.util.find_spec("openvino") is not None
+    if name == "auto" and device.type == "cuda":
+        return (
+            "cuda" if precision == "fp16" and cuda_network.runs(card) and cuda_network.is_available(device) else "torch"
+        )
     if name == "auto":
-        return "openvino" if device.type == "cpu" and built and installed else "torch"
+        return "openvino" if built and installed else "torch"
+    if name == "cuda":
+        _check_cuda(device, card, precision)
     if name == "openvino" and device.type != "cpu":
         raise SettingsError("the backend openvino runs on a CPU only", "Use auto or torch")
     if name == "openvino" and not built:
@@ -88,6 +97,21 @@ def choose_backend(name: str, device: torch.device, card: ModelCard) -> str:
     if name == "openvino" and not installed:
         raise SettingsError("the Python package openvino is not installed", "Run make setup, or use auto or torch")
     return name
+
+
+def _check_cuda(device: torch.device, card: ModelCard, precision: str) -> None:
+    if not cuda_network.is_available(device):
+        raise SettingsError(
+            "the backend cuda needs a GPU of compute capability 8.0 or later and NVRTC", "Use auto or torch"
+        )
+    if not cuda_network.runs(card):
+        raise SettingsError(
+            f"the backend cuda does not run {card.name}: it runs `srvgg` networks of scale 2 or 4 and `rrdb` networks,"
+            " of 16, 32, 48 or 64 channels",
+            "Use auto or torch",
+        )
+    if precision != "fp16":
+        raise SettingsError(f"the backend cuda computes in fp16, not in {precision}", "Use auto or torch")
 
 
 def make_backend(
@@ -109,7 +133,7 @@ def make_backend(
         card: The model.
         state: Its weights, on the CPU.
         device: Where it is to run.
-        dtype: In which precision; `openvino` computes in float32 or bfloat16.
+        dtype: In which precision; `openvino` computes in float32 or bfloat16, `cuda` in float16.
         threads: CPU threads to use.
         streams: Calls of `run` that come at the same time, on a CPU.
         to_planes: What makes code values of its result.
@@ -121,6 +145,8 @@ def make_backend(
         from tasks.models.backends.openvino_network import OpenVinoNetwork
 
         return OpenVinoNetwork(card, state, threads, streams, to_planes, quantised, in_bf16=dtype is torch.bfloat16)
+    if name == "cuda":
+        return cuda_network.CudaNetwork(card, state, device, to_planes)
     from tasks.models.backends.torch_network import TorchNetwork
 
     return TorchNetwork(card, state, device, dtype, to_planes)
