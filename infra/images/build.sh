@@ -14,8 +14,8 @@
 # A tag stays what it is: one that the repository has is refused before anything is built. Log in first, with
 # `buildah login`. Files appear in the folder when all is done; what fails leaves it as it was.
 #
-# enroot logs in by itself, by $ENROOT_CONFIG_PATH/.credentials. It is in no distribution, so the tests run everything
-# here but enroot itself: its command line follows its documentation, with the digest where that has the tag.
+# enroot logs in by itself, with $ENROOT_CONFIG_PATH/.credentials. No distribution has it, so it is not run in the tests,
+# which look at what it is asked for; by hand, enroot 4.1.2 was seen to import what was pushed.
 #
 # Works with buildah, as root or not. BUILD_ARGS holds more options of `buildah build`. Where packages come through a
 # mirror, PIP_INDEX_URL, PIP_FIND_LINKS, PIP_NO_INDEX and PIP_CERT say so, with paths as they are in the build.
@@ -47,6 +47,7 @@ done
 command -v buildah >/dev/null || fail "buildah is not installed. Debian: apt-get install buildah"
 if [ -n "$enroot" ]; then
     [ -n "$push" ] || fail "--enroot takes what was pushed. Name a repository with --push."
+    [ ! -e "$enroot" ] || fail "$enroot is there, and enroot does not replace files. Remove it, or name another."
     command -v enroot >/dev/null || fail "enroot is not installed. Run this on a node, or leave --enroot out."
 fi
 # The digest of an image in a registry, or why there is none. Through a list of images that is thrown away: of all that

@@ -213,7 +213,7 @@ def test_without_a_registry_it_is_a_file(site: Site) -> None:
 
 
 class TestEnroot:
-    """The program is in no distribution. What it is asked for is; what it does is not."""
+    """No distribution has the program: what it is asked for is looked at, and what is said when it fails."""
 
     def test_is_asked_for_what_was_pushed_by_its_digest(self, site: Site, tmp_path: Path) -> None:
         asked = tmp_path / "asked"
@@ -232,8 +232,11 @@ class TestEnroot:
         assert done.returncode == 1 and "no space left" in done.stderr
         assert f"{site.repository}@{digest} was pushed, but not written to {tmp_path}/server.sqsh" in done.stderr
 
-    def test_needs_a_registry(self, site: Site, tmp_path: Path) -> None:
-        assert "--enroot takes what was pushed" in site.refused("--enroot", tmp_path / "server.sqsh")
+    def test_needs_a_registry_and_a_new_file(self, site: Site, tmp_path: Path) -> None:
+        file = tmp_path / "server.sqsh"
+        assert "--enroot takes what was pushed" in site.refused("--enroot", file)
+        file.touch()
+        assert f"{file} is there" in site.refused("--push", site.repository, "--enroot", file)
 
 
 def program(folder: Path, script: str) -> Path:
