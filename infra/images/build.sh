@@ -14,8 +14,8 @@
 # A tag stays what it is: one that the repository has is refused before anything is built. Log in first, with
 # `buildah login`. Files appear in the folder when all is done; what fails leaves it as it was.
 #
-# enroot logs in by itself, with $ENROOT_CONFIG_PATH/.credentials. No distribution has it, so it is not run in the tests,
-# which look at what it is asked for; by hand, enroot 4.1.2 was seen to import what was pushed.
+# enroot logs in by itself, with $ENROOT_CONFIG_PATH/.credentials. No distribution has it, so it is not run in the
+# tests, which look at what it is asked for; by hand, enroot 4.1.2 was seen to import what was pushed.
 #
 # Works with buildah, as root or not. BUILD_ARGS holds more options of `buildah build`. Where packages come through a
 # mirror, PIP_INDEX_URL, PIP_FIND_LINKS, PIP_NO_INDEX and PIP_CERT say so, with paths as they are in the build.
