@@ -50,6 +50,7 @@ if [ -n "$enroot" ]; then
     [ ! -e "$enroot" ] || fail "$enroot is there, and enroot does not replace files. Remove it, or name another."
     command -v enroot >/dev/null || fail "enroot is not installed. Run this on a node, or leave --enroot out."
 fi
+
 # The digest of an image in a registry, or why there is none. Through a list of images that is thrown away: of all that
 # buildah can do, this reads least and logs in.
 look_up() {
