@@ -1,6 +1,9 @@
 """Draws `aws/architecture.svg` from the templates, and writes the tables of `aws/security.md` and `aws/costs.md`.
 
 python docs/make_aws_docs.py            after `python -m infra.aws.synthesis`
+
+Speeds are those of `speed.json` and of every `speed-*.json` beside it, such as
+`superres bench --model … --size … --json > docs/speed-h100.json` of a machine with that GPU.
 """
 
 from __future__ import annotations
@@ -8,13 +11,15 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from functools import reduce
 from html import escape
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Final
 
 from infra.aws.acknowledgements import FINDINGS
-from infra.aws.cluster.instances import INSTANCE_TYPES
+from infra.aws.cluster.instances import INSTANCE_TYPES, InstanceType
+from infra.aws.gpus import GPUS, estimated, gpu_of
 from infra.aws.prices import idle, of_video
 from infra.aws.profiles import DEV, PROD
 from infra.aws.synthesis import imports, kept
@@ -196,26 +201,86 @@ def floor() -> str:
 
 #: The instance that CPU figures are scaled to, and the GPU instance that has to beat it.
 _CPU: Final = INSTANCE_TYPES["c7i.8xlarge"]
-_GPUS: Final = tuple(INSTANCE_TYPES[name] for name in ("g6.2xlarge", "g6e.2xlarge", "p5.4xlarge"))
+_RIVALS: Final = tuple(INSTANCE_TYPES[name] for name in ("g6.2xlarge", "g6e.2xlarge", "p5.4xlarge"))
 
 
-def per_hour_of_video() -> str:
+_NO_GPUS: Final = """\
+**There are no figures for GPUs yet.** The last columns below are the speed from which a GPU instance does the same for
+less: put the frames per second that `superres bench` gives on such an instance beside them."""
+
+_ON_GPUS: Final = """\
+On GPUs, frames per second are those of `superres bench` on {devices}; below instances is what an hour of video costs
+there, in $. **What begins with `~` is an estimate:** frames per second scaled by what is published of both GPUs, the
+peak of dense `fp16` products on tensor cores or the bandwidth of memory, whichever leaves less. Several GPUs of one
+instance count as if they did not disturb one another, which was not measured.
+"""
+
+
+def speeds(folder: Path = DOCS) -> list[dict[str, Any]]:
+    """What was measured, a row for each model, size, device and precision."""
+    files = [folder / "speed.json", *sorted(folder.glob("speed-*.json"))]
+    return [row for file in files for row in json.loads(file.read_text())["results"]]
+
+
+def per_hour_of_video(rows: list[dict[str, Any]]) -> str:
     """What upscaling an hour of video costs on CPUs, and how fast a GPU has to be to cost less; in Markdown."""
     lines = [
         f"| Model | Source | Precision | measured frames/s | {_CPU.name}, frames/s | $ per hour of video | "
-        + " | ".join(f"{gpu.name} is cheaper from" for gpu in _GPUS)
+        + " | ".join(f"{gpu.name} is cheaper from" for gpu in _RIVALS)
         + " |",
-        "|---" * (6 + len(_GPUS)) + "|",
+        "|---" * (6 + len(_RIVALS)) + "|",
     ]
-    for result in json.loads((DOCS / "speed.json").read_text())["results"]:
-        fps = result["fps"] * _CPU.vcpus / result["threads"]
+    for row in rows:
+        if row["device_type"] != "cpu":
+            continue
+        fps = row["fps"] * _CPU.vcpus / row["threads"]
         cost = of_video(fps, _CPU.hourly_price)
-        needed = [f"{fps * gpu.hourly_price / _CPU.hourly_price:,.0f} frames/s" for gpu in _GPUS]
+        needed = [f"{fps * gpu.hourly_price / _CPU.hourly_price:,.0f} frames/s" for gpu in _RIVALS]
         lines.append(
-            f"| `{result['model']}` | {result['size']} | {result['precision']} | {result['fps']:.2f} | {fps:,.0f} "
+            f"| `{row['model']}` | {row['size']} | {row['precision']} | {row['fps']:.2f} | {fps:,.0f} "
             f"| {cost:.2f} | " + " | ".join(needed) + " |"
         )
     return "\n".join(lines)
+
+
+def per_hour_of_video_on_gpus(rows: list[dict[str, Any]]) -> str:
+    """What upscaling an hour of video costs on instances with GPUs, or that none was measured; in Markdown.
+
+    Raises:
+        SettingsError: A GPU that was measured is not known.
+    """
+    measured: dict[tuple[str, str, str], dict[str, float]] = {}
+    for row in rows:
+        if row["device_type"] == "cuda":
+            case = row["model"], row["size"], row["precision"]
+            measured.setdefault(case, {})[gpu_of(row["device"]).name] = row["fps"]
+    if not measured:
+        return _NO_GPUS
+    devices = [name for name in GPUS if any(name in found for found in measured.values())]
+    instances = sorted((each for each in INSTANCE_TYPES.values() if each.gpus), key=lambda each: each.hourly_price)
+    lines = [
+        _ON_GPUS.format(devices=" and ".join(GPUS[name].device for name in devices)),
+        "| Model | Source | Precision | "
+        + " | ".join(f"{name}, frames/s" for name in devices)
+        + "".join(f" | {each.name}: {each.gpus} x {each.gpu}" for each in instances)
+        + " |",
+        "|---" * (3 + len(devices) + len(instances)) + "|",
+    ]
+    for (model, size, precision), found in measured.items():
+        cells = [f"{found[name]:,.1f}" if name in found else "" for name in devices]
+        cells += [_on_instance(each, found, precision) for each in instances]
+        lines.append(f"| `{model}` | {size} | {precision} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _on_instance(instance: InstanceType, measured: dict[str, float], precision: str) -> str:
+    """Dollars per hour of video, with a mark where they are estimated; nothing where they cannot be."""
+    if instance.gpu in measured:
+        return f"{of_video(instance.gpus * measured[instance.gpu], instance.hourly_price):.2f}"
+    if precision != "fp16":
+        return ""  # What is published of it is another peak.
+    fps = min(estimated(fps, GPUS[name], GPUS[instance.gpu]) for name, fps in measured.items())
+    return f"~{of_video(instance.gpus * fps, instance.hourly_price):.2f}"
 
 
 def with_table(text: str, name: str, table: str) -> str:
@@ -233,10 +298,16 @@ def with_table(text: str, name: str, table: str) -> str:
 def pages() -> dict[Path, str]:
     """Everything that is made, by where it belongs."""
     security, costs = HERE / "security.md", HERE / "costs.md"
+    rows = speeds()
+    tables = {
+        "floor": floor(),
+        "per hour of video on GPUs": per_hour_of_video_on_gpus(rows),
+        "per hour of video": per_hour_of_video(rows),
+    }
     return {
         HERE / "architecture.svg": picture(kept(DRAWN)),
         security: with_table(security.read_text(), "findings", findings()),
-        costs: with_table(with_table(costs.read_text(), "floor", floor()), "per hour of video", per_hour_of_video()),
+        costs: reduce(lambda text, table: with_table(text, *table), tables.items(), costs.read_text()),
     }
 
 

@@ -1,8 +1,8 @@
 """Programs from Debian packages, unpacked into a folder of the user.
 
 Nothing is installed into the system and no privilege is needed: apt runs with lists, caches and locks of its own, takes
-from the sources that the machine is set up with, checks signatures and hashes, and picks exactly the packages that the
-machine lacks. They are unpacked beside each other.
+from the sources that the machine is set up with, checks signatures and hashes, and picks the packages that are named,
+and those they need and the machine lacks. They are unpacked beside each other.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def fetch(packages: Sequence[str], target: Path, finish: Callable[[Path], None] = lambda tree: None) -> None:
-    """Download and unpack packages, and those they need; the folder appears when it is complete.
+    """Download and unpack packages, and those they need and the machine lacks; the folder appears when it is complete.
 
     Args:
         packages: Names of Debian packages.
@@ -85,7 +85,7 @@ def libraries(tree: Path) -> list[Path]:
 
 
 def _download(packages: Sequence[str], work: Path) -> list[Path]:
-    """Download all packages that this machine lacks, with an apt that leaves the machine's own apt alone."""
+    """Download packages and what this machine lacks for them, with an apt that leaves the machine's own apt alone."""
     for folder in ("lists/partial", "archives/partial"):
         (work / folder).mkdir(parents=True)
     # The machine's settings (proxies, certificates, checks), without hooks that would act on the system, and without
@@ -110,7 +110,8 @@ def _download(packages: Sequence[str], work: Path) -> list[Path]:
     configuration.write_text("\n".join(settings) + "\n")
     # Does not fail where one of several sources does; what matters is whether the packages are to be had.
     _run(["apt-get", "-qy", "update"], configuration, check=False)
-    _run(["apt-get", "-qqy", "install", "--download-only", *packages], configuration)
+    # Also those that are installed: whoever asks for a program finds it in the tree, and may change it there.
+    _run(["apt-get", "-qqy", "install", "--reinstall", "--download-only", *packages], configuration)
     return sorted((work / "archives").glob("*.deb"))
 
 

@@ -19,8 +19,9 @@ class InstanceType:
         name: Its name.
         vcpus: Its virtual CPUs, which Slurm counts as CPUs.
         memory_gib: Its memory.
-        gpus: Its GPUs.
+        gpus: How many GPUs it has.
         hourly_price: On demand, Linux, in us-east-1, in US dollars.
+        gpu: Which, by their name in `infra.aws.gpus`; empty for none.
     """
 
     name: str
@@ -28,6 +29,7 @@ class InstanceType:
     memory_gib: int
     gpus: int
     hourly_price: float
+    gpu: str = ""
 
     @property
     def memory_mb(self) -> int:
@@ -48,11 +50,12 @@ INSTANCE_TYPES: Final = {
         InstanceType("c6i.8xlarge", 32, 64, 0, 1.360),
         InstanceType("c7i.8xlarge", 32, 64, 0, 1.428),
         InstanceType("c7a.8xlarge", 32, 64, 0, 1.642),
-        InstanceType("g4dn.xlarge", 4, 16, 1, 0.526),  # T4
-        InstanceType("g6.2xlarge", 8, 32, 1, 0.978),  # L4
-        InstanceType("g5.2xlarge", 8, 32, 1, 1.212),  # A10G
-        InstanceType("g6e.2xlarge", 8, 64, 1, 2.242),  # L40S
-        InstanceType("p5.4xlarge", 16, 256, 1, 6.880),  # H100
+        InstanceType("g4dn.xlarge", 4, 16, 1, 0.526, "T4"),
+        InstanceType("g6.2xlarge", 8, 32, 1, 0.978, "L4"),
+        InstanceType("g5.2xlarge", 8, 32, 1, 1.212, "A10G"),
+        InstanceType("g6e.2xlarge", 8, 64, 1, 2.242, "L40S"),
+        InstanceType("p5.4xlarge", 16, 256, 1, 6.880, "H100"),
+        InstanceType("p5en.48xlarge", 192, 2048, 8, 63.30, "H200"),
     )
 }
 

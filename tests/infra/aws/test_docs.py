@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 from infra.aws.acknowledgements import FINDINGS
+from infra.aws.cluster.instances import INSTANCE_TYPES
+from infra.aws.gpus import GPUS, estimated
 from infra.aws.prices import idle, of_video
 from infra.aws.profiles import DEV, PROD, PROFILES
 from infra.aws.synthesis import kept
+from tasks.errors import SettingsError
 
 pytestmark = pytest.mark.infra
 
@@ -91,3 +95,74 @@ def test_costs_are_sums_and_quotients() -> None:
     # An hour at 24 frames/s is 86,400 frames: at 240 frames/s that is six minutes of a node.
     assert of_video(240, hourly_price=10.0) == pytest.approx(1.0)
     assert of_video(240, hourly_price=10.0, rate=48) == pytest.approx(2.0)
+
+
+class TestGpus:
+    """How the page changes once a GPU was measured. The figures are made up; the rows have what real ones have."""
+
+    @pytest.fixture
+    def row(self, maker: ModuleType) -> dict[str, Any]:
+        """A row as `superres bench` printed it, of a GPU that does 1000 frames a second."""
+        kept = next(row for row in maker.speeds() if row["device_type"] == "cpu")
+        on_gpu = {"device_type": "cuda", "device": GPUS["H100"].device, "backend": "torch", "precision": "fp16"}
+        return {**kept, **on_gpu, "model": "network", "size": "640x360", "fps": 1000.0, "threads": 0}
+
+    def table(self, maker: ModuleType, *rows: dict[str, Any]) -> list[dict[str, str]]:
+        """Its rows, by the titles of columns."""
+        lines = [line for line in maker.per_hour_of_video_on_gpus(list(rows)).splitlines() if line.startswith("|")]
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        return [dict(zip(cells[0], each, strict=True)) for each in cells[2:]]
+
+    def test_without_any_the_page_says_so(self, maker: ModuleType) -> None:
+        on_cpus = [row for row in maker.speeds() if row["device_type"] == "cpu"]
+        assert "There are no figures for GPUs yet" in maker.per_hour_of_video_on_gpus(on_cpus)
+        assert len(maker.per_hour_of_video(on_cpus).splitlines()) == 2 + len(on_cpus)
+
+    def test_its_own_instance_is_measured_and_others_are_estimates(
+        self, maker: ModuleType, row: dict[str, Any]
+    ) -> None:
+        text = maker.per_hour_of_video_on_gpus([row])
+        assert "no figures" not in text and GPUS["H100"].device in text and "is an estimate" in text
+        (cells,) = self.table(maker, row)
+        assert cells["Model"] == "`network`" and cells["H100, frames/s"] == "1,000.0"
+        # An hour at 24 frames/s is 86.4 s of this GPU.
+        assert cells["p5.4xlarge: 1 x H100"] == f"{86.4 / 3600 * 6.880:.2f}" == "0.17"
+        # 864 of 3350 GB/s, which is less than 362 of 989 TFLOP/s; 65 of 989 TFLOP/s, less than 320 of 3350 GB/s.
+        assert cells["g6e.2xlarge: 1 x L40S"] == f"~{24 / (1000 * 864 / 3350) * 2.242:.2f}" == "~0.21"
+        assert cells["g4dn.xlarge: 1 x T4"] == f"~{24 / (1000 * 65 / 989) * 0.526:.2f}" == "~0.19"
+        # No faster by arithmetic, and eight of them.
+        assert cells["p5en.48xlarge: 8 x H200"] == f"~{24 / 8000 * 63.30:.2f}" == "~0.19"
+
+    def test_every_instance_of_a_profile_with_gpus_is_there(self, maker: ModuleType, row: dict[str, Any]) -> None:
+        (cells,) = self.table(maker, row)
+        queues = [queue for profile in PROFILES.values() for queue in profile.queues.queues]
+        names = {each.name for queue in queues for each in queue.types if each.gpus}
+        assert names and names <= {title.partition(":")[0] for title in cells if cells[title]}
+        assert {bool(each.gpu) == bool(each.gpus) for each in INSTANCE_TYPES.values()} == {True}
+
+    def test_two_gpus_that_were_measured(self, maker: ModuleType, row: dict[str, Any]) -> None:
+        other = {**row, "device": GPUS["H200"].device, "fps": 1200.0}
+        (cells,) = self.table(maker, row, other)
+        assert (cells["H100, frames/s"], cells["H200, frames/s"]) == ("1,000.0", "1,200.0")
+        assert cells["p5en.48xlarge: 8 x H200"] == f"{24 / 9600 * 63.30:.2f}" == "0.16"
+        # The estimate that promises less: from the H200, whose memory is faster by more than it is.
+        assert estimated(1200, GPUS["H200"], GPUS["L40S"]) < estimated(1000, GPUS["H100"], GPUS["L40S"])
+        assert cells["g6e.2xlarge: 1 x L40S"] == f"~{24 / (1200 * 864 / 4800) * 2.242:.2f}" == "~0.25"
+
+    def test_of_another_precision_nothing_is_estimated(self, maker: ModuleType, row: dict[str, Any]) -> None:
+        (cells,) = self.table(maker, {**row, "precision": "fp32"})
+        assert cells["p5.4xlarge: 1 x H100"] == "0.17" and cells["g6e.2xlarge: 1 x L40S"] == ""
+
+    def test_it_is_not_among_the_cpus(self, maker: ModuleType, row: dict[str, Any]) -> None:
+        assert "network" not in maker.per_hour_of_video([row])
+
+    def test_a_gpu_that_is_not_known(self, maker: ModuleType, row: dict[str, Any]) -> None:
+        with pytest.raises(SettingsError, match=r"H100 PCIe.*gpus\.py"):
+            maker.per_hour_of_video_on_gpus([{**row, "device": "NVIDIA H100 PCIe"}])
+
+    def test_measurements_are_found_beside_those_of_cpus(
+        self, maker: ModuleType, row: dict[str, Any], tmp_path: Path
+    ) -> None:
+        for name, model in (("speed-h100.json", "second"), ("speed.json", "first"), ("scaling.json", "none")):
+            (tmp_path / name).write_text(json.dumps({"results": [{**row, "model": model}]}))
+        assert [each["model"] for each in maker.speeds(tmp_path)] == ["first", "second"]

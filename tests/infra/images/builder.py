@@ -1,4 +1,4 @@
-"""A buildah for tests, with a base image of Debian packages: no registry, and nothing installed into the system."""
+"""A buildah for tests, and a base image of Debian packages; nothing is installed into the system."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -40,12 +41,10 @@ class Builder:
     Attributes:
         environment: What makes it work from where it was unpacked.
         folder: Its storage, and what builds give.
-        wheels: Packages for builds.
     """
 
     environment: dict[str, str]
     folder: Path
-    wheels: Path
 
     def buildah(self, *arguments: str | Path) -> str:
         """Run a command; returns what it prints."""
@@ -55,6 +54,24 @@ class Builder:
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False, **options)
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done
+
+    def commit(self, image: str, files: Mapping[Path, str]) -> None:
+        """Make an image of files alone, or of what archives hold: where each goes."""
+        container = self.buildah("from", "scratch")
+        for file, place in files.items():
+            self.buildah("add", "--quiet", container, file, place)
+        self.buildah("commit", "--quiet", "--rm", "--format", "docker", container, image)
+
+
+@dataclass(frozen=True)
+class DebianBuilder(Builder):
+    """One that has `BASE`, and builds the project's images on it.
+
+    Attributes:
+        wheels: Packages for builds.
+    """
+
+    wheels: Path
 
     def build(self, image: str, *options: str | Path) -> str:
         """Build one of the project's images by its script, without a network but for Debian's package lists.
@@ -76,31 +93,46 @@ class Builder:
         return done.stdout.strip()
 
 
-def builder_or_skip(folder: Path, locks: Sequence[str]) -> Builder:
-    """A builder; the test that asks is skipped where it is not to be had.
+def builder_or_skip(folder: Path) -> Builder:
+    """A builder with nothing to build on yet; the test that asks is skipped where it is not to be had.
+
+    Args:
+        folder: An empty one for everything that is built.
+    """
+    with _prepared() as (_, tools):
+        return Builder(_environment(tools, folder), folder)
+
+
+def debian_builder_or_skip(folder: Path, locks: Sequence[str]) -> DebianBuilder:
+    """A builder with a Debian to build on; the test that asks is skipped where it is not to be had.
 
     Args:
         folder: An empty one for everything that is built.
         locks: Names of the locks in `infra/images` whose packages builds need.
     """
+    with _prepared() as (cache, tools):
+        rootfs = _rootfs(cache, tools)
+        wheels = _wheels(cache, locks)
+    builder = DebianBuilder(_environment(tools, folder), folder, wheels)
+    builder.commit(BASE, {rootfs: "/"})
+    return builder
+
+
+@contextmanager
+def _prepared() -> Iterator[tuple[Path, Path]]:
+    """The folder for what is kept, and the unpacked tools in it; for this process alone while the block runs."""
     if os.geteuid() != 0:
-        pytest.skip("the base image is made by debootstrap, which needs root")
+        pytest.skip("images are built in a chroot, and on what debootstrap makes, which needs root")
     cache = debian.cache_folder("images")
     try:
         with debian.locked(cache):
             tools = cache / debian.release()
             if not (tools / "usr/bin/buildah").exists():
                 debian.fetch(["buildah", "debootstrap"], tools, lambda tree: _find_own_libraries(tree, tools))
-            rootfs = _rootfs(cache, tools)
-            wheels = _wheels(cache, locks)
+            yield cache, tools
     except (debian.PackagesError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", "") or str(error)
         pytest.skip(f"images cannot be built here: {said.strip().splitlines()[-1]}")
-    builder = Builder(_environment(tools, folder), folder, wheels)
-    container = builder.buildah("from", "scratch")
-    builder.buildah("add", "--quiet", container, rootfs, "/")
-    builder.buildah("commit", "--quiet", "--rm", "--format", "docker", container, BASE)
-    return builder
 
 
 def _find_own_libraries(tree: Path, target: Path) -> None:
@@ -180,6 +212,8 @@ def _environment(tools: Path, folder: Path) -> dict[str, str]:
     settings.mkdir(parents=True)
     (settings / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
     (settings / "registries.conf").write_text("unqualified-search-registries = []\n")
+    # Not where buildah looks in any case: then a test can leave it out.
+    (folder / "home/logins.json").write_text("{}")
     (settings / "storage.conf").write_text(
         f'[storage]\ndriver = "{_driver(folder)}"\ngraphroot = "{folder}/storage"\nrunroot = "{folder}/run"\n'
     )
@@ -191,4 +225,5 @@ def _environment(tools: Path, folder: Path) -> dict[str, str]:
         "BUILDAH_ISOLATION": "chroot",
         "CONTAINERS_STORAGE_CONF": str(settings / "storage.conf"),
         "CONTAINERS_REGISTRIES_CONF": str(settings / "registries.conf"),
+        "REGISTRY_AUTH_FILE": str(folder / "home/logins.json"),
     }

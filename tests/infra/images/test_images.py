@@ -19,7 +19,7 @@ import httpx
 import pytest
 from packaging.requirements import Requirement
 
-from tests.infra.images.builder import CHECKOUT, IMAGES, Builder, builder_or_skip
+from tests.infra.images.builder import CHECKOUT, IMAGES, DebianBuilder, debian_builder_or_skip
 from tests.infra.programs import program
 from tests.waiting import eventually
 
@@ -96,7 +96,7 @@ class Image:
         container: A container made of it.
     """
 
-    builder: Builder
+    builder: DebianBuilder
     reference: str
     container: str
 
@@ -119,7 +119,7 @@ class Image:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     """The server's image, built by its script."""
     folder = tmp_path_factory.mktemp("images")
-    builder = builder_or_skip(folder, ["server.lock", "sbom.lock"])
+    builder = debian_builder_or_skip(folder, ["server.lock", "sbom.lock"])
     reference = builder.build("server", "--tag", "1.0.0")
     image = Image(builder, reference, builder.buildah("from", "--pull-never", "localhost/superres-server:1.0.0"))
     yield image
