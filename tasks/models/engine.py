@@ -110,10 +110,10 @@ class Engine:
     in one of 50 for transformers); frames are therefore tiled only if memory demands it. When memory does not
     suffice, batch and tile are halved and the work is repeated.
 
-    On a GPU, kernels of this project compute `srvgg` and `rrdb` networks in fp16, tiled or not bit for bit the same. For
-    whatever torch computes there, cuDNN's choice of algorithms is by rule and not by timing, so that the same chunk
-    gives the same bytes tomorrow; `autotune=True` gives that up for speed. Results arrive in pinned memory and are
-    handed out there.
+    On a GPU, kernels of this project compute `srvgg` and `rrdb` networks in fp16, `srvgg` tiled or not bit for bit the
+    same. For whatever torch computes there, cuDNN's choice of algorithms is by rule and not by timing, so that the same
+    chunk gives the same bytes tomorrow; `autotune=True` gives that up for speed. Results arrive in pinned memory and
+    are handed out there.
 
     On a CPU, OpenVINO computes as many frames side by side as there are threads, if memory allows: no thread ever waits
     for another one to end its part of a layer.

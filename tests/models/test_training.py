@@ -17,6 +17,7 @@ from tasks.errors import ModelError
 from tasks.models import networks
 from tasks.models.training.__main__ import main
 from tasks.models.training.degradation import code_h264, degrade, shrink
+from tasks.models.training.device_samples import DeviceSamples
 from tasks.models.training.evaluate import (
     BUNDLED,
     compare,
@@ -38,8 +39,13 @@ MARGINS = {2: 1.0, 4: 0.6}
 """Decibels of luma PSNR by which the bundled model of a scale has to beat bicubic on clean frames."""
 
 PARAMETERS = {
-    scale: (3 * 9 + 1) * 32 + n * (32 * 9 + 1) * 32 + (n + 1) * 32 + (32 * 9 + 1) * 3 * scale**2
-    for scale, n in {2: 5, 4: 8}.items()
+    (name, scale): (3 * 9 + 1) * c + n * (c * 9 + 1) * c + (n + 1) * c + (c * 9 + 1) * 3 * scale**2
+    for name, scale, c, n in [
+        ("compact", 2, 32, 5),
+        ("compact", 4, 32, 8),
+        ("standard", 2, 64, 12),
+        ("standard", 4, 64, 12),
+    ]
 }
 
 
@@ -52,8 +58,8 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def _bundled(scale: int) -> Path:
-    return BUNDLED / f"compact-x{scale}.safetensors"
+def _bundled(scale: int, name: str = "compact") -> Path:
+    return BUNDLED / f"{name}-x{scale}.safetensors"
 
 
 def _media() -> Path:
@@ -173,6 +179,22 @@ def test_a_plan_has_exactly_one_length() -> None:
     assert TrainingPlan(scale=2, minutes=2.0).progress(10**6, 60.0) == 0.5
 
 
+@pytest.mark.parametrize("scale", [2, 4])
+def test_samples_on_a_device_are_parts_of_the_pictures(scale: int) -> None:
+    small = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3), dtype=np.uint8)
+    full = small.repeat(scale, 1).repeat(scale, 2)
+    samples = DeviceSamples(small, full, 0, "cpu")
+    found = set()
+    for step in range(6):
+        inputs, targets = samples(step, 4, 5)
+        assert inputs.shape == (4, 3, 5, 5)
+        # Targets are cut, turned and mirrored as the samples are, or they would not be these pixels enlarged.
+        assert torch.equal(targets, inputs.repeat_interleave(scale, 2).repeat_interleave(scale, 3))
+        assert torch.equal(inputs, samples(step, 4, 5)[0])
+        found |= {sample.numpy().tobytes() for sample in inputs}
+    assert len(found) == 24
+
+
 def test_training_seeds_never_reach_the_held_out_pictures(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="seed 1000"):
         PicturePool(tmp_path, seed=1000)
@@ -191,23 +213,26 @@ def test_the_network_equals_the_official_one() -> None:
         torch.testing.assert_close(ours(x), theirs(x))
 
 
-@pytest.mark.parametrize("scale", [2, 4])
-def test_bundled_weights_are_complete(scale: int) -> None:
-    with safe_open(_bundled(scale), "pt") as file:
+@pytest.mark.parametrize(("name", "scale"), PARAMETERS)
+def test_bundled_weights_are_complete(name: str, scale: int) -> None:
+    with safe_open(_bundled(scale, name), "pt") as file:
         header = file.metadata()
-    assert header["name"] == f"compact-x{scale}"
+    assert header["name"] == f"{name}-x{scale}"
     assert int(header["training_steps"]) > 1000
-    weights = load_file(_bundled(scale))
+    weights = load_file(_bundled(scale, name))
     assert all(bool(torch.isfinite(value).all()) and value.dtype == torch.float32 for value in weights.values())
-    assert sum(value.numel() for value in weights.values()) == PARAMETERS[scale]
-    network = load_network(_bundled(scale))
+    assert sum(value.numel() for value in weights.values()) == PARAMETERS[name, scale]
+    network = load_network(_bundled(scale, name))
     assert network.scale == scale
 
 
 @pytest.mark.parametrize("scale", [2, 4])
-def test_bundled_model_beats_bicubic_on_held_out_pictures(scale: int) -> None:
+def test_bundled_models_beat_bicubic_and_the_larger_the_smaller_on_held_out_pictures(scale: int) -> None:
     assert HELD_OUT_SEED >= 10**9
-    assert held_out_gain(load_network(_bundled(scale)), pictures=6, size=128) > MARGINS[scale]
+    compact, standard = (
+        held_out_gain(load_network(_bundled(scale, name)), pictures=6, size=128) for name in ("compact", "standard")
+    )
+    assert standard > compact > MARGINS[scale]
 
 
 @pytest.mark.parametrize("clip", CLIPS)

@@ -7,11 +7,14 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from tasks.models.training.network import SIZES
+
 
 def main(command_line: Sequence[str] | None = None) -> None:
     """Parse the command line, by default the process's own, and train."""
     parser = argparse.ArgumentParser(prog="python -m tasks.models.training", description=__doc__)
     parser.add_argument("--scale", type=int, choices=(2, 4), required=True)
+    parser.add_argument("--network", choices=sorted(SIZES), default="compact")
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--minutes", type=float, help="schedule length in minutes of training time")
     length.add_argument("--steps", type=int, help="schedule length in steps (reproducible bit for bit)")
@@ -25,6 +28,8 @@ def main(command_line: Sequence[str] | None = None) -> None:
     parser.add_argument("--convolutions", type=int, help="hidden convolutions; default: the bundled model's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads for the arithmetic")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; on a GPU no pictures are added later on")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
     arguments = parser.parse_args(command_line)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -32,11 +37,11 @@ def main(command_line: Sequence[str] | None = None) -> None:
     import torch
 
     from tasks.models.hardware import keep_freed_memory
-    from tasks.models.training.network import CONVOLUTIONS
     from tasks.models.training.train import TrainingPlan, train
 
     keep_freed_memory()
     torch.set_num_threads(arguments.threads)
+    features, convolutions = SIZES[arguments.network][arguments.scale]
     plan = TrainingPlan(
         scale=arguments.scale,
         seed=arguments.seed,
@@ -45,7 +50,9 @@ def main(command_line: Sequence[str] | None = None) -> None:
         batch=arguments.batch,
         patch=arguments.patch,
         rate=arguments.rate,
-        convolutions=arguments.convolutions or CONVOLUTIONS[arguments.scale],
+        convolutions=arguments.convolutions or convolutions,
+        features=features,
+        name=arguments.network,
     )
     train(
         plan,
@@ -54,6 +61,8 @@ def main(command_line: Sequence[str] | None = None) -> None:
         initial=arguments.initial,
         resume=arguments.resume,
         first_pictures=arguments.first_pictures,
+        workers=arguments.workers,
+        device=arguments.device,
     )
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from torch import Tensor, nn
 
-FEATURES = 32
-
-CONVOLUTIONS = {2: 5, 4: 8}
-"""Hidden convolutions of the bundled model of each scale.
-
-Doubling is the everyday case and has to run at five 640x360 frames per second on two CPU cores. Without AVX-512, one
-frame takes about 0.52 s of processor time with eight and 0.32 s with five.
-"""
+#: Features and hidden convolutions of the bundled models by scale.
+#:
+#: `compact`: doubling is the everyday case and has to run at five 640x360 frames per second on two CPU cores. Without
+#: AVX-512, one frame takes about 0.52 s of processor time with eight convolutions and 0.32 s with five. `standard` is
+#: for GPUs and many cores; 64 features fill tensor cores.
+SIZES: Final[dict[str, dict[int, tuple[int, int]]]] = {
+    "compact": {2: (32, 5), 4: (32, 8)},
+    "standard": {2: (64, 12), 4: (64, 12)},
+}
 
 
 class CompactNetwork(nn.Module):
@@ -20,7 +23,7 @@ class CompactNetwork(nn.Module):
     Module names and shapes equal those of `SRVGGNetCompact`, so weights are interchangeable with that family.
     """
 
-    def __init__(self, scale: int, convolutions: int, features: int = FEATURES) -> None:
+    def __init__(self, scale: int, convolutions: int, features: int = 32) -> None:
         """Build the network with fresh weights.
 
         Args:

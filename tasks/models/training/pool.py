@@ -43,7 +43,13 @@ class PicturePool:
     """
 
     def __init__(
-        self, folder: Path, seed: int, first: int = 240, refresh_steps: int = 16, capacity: int = 1600
+        self,
+        folder: Path,
+        seed: int,
+        first: int = 240,
+        refresh_steps: int | None = 16,
+        capacity: int = 1600,
+        workers: int = 1,
     ) -> None:
         """Open or create the pool.
 
@@ -51,8 +57,9 @@ class PicturePool:
             folder: Where the arrays lie; created if missing.
             seed: Seed of the pictures and the crops, less than a thousand.
             first: Pictures to have before the first step.
-            refresh_steps: A new picture joins every so many steps.
+            refresh_steps: A new picture joins every so many steps; never if `None`.
             capacity: Most pictures kept; beyond that a new one replaces the oldest.
+            workers: Processes that draw pictures.
 
         Raises:
             ValueError: If the seed is so large that training would reach the held-out pictures.
@@ -71,7 +78,7 @@ class PicturePool:
         self._pending: dict[int, Future[tuple[Picture, dict[int, Picture]]]] = {}
         # Spawned, because forking a process in which torch already runs threads can deadlock.
         self._worker = ProcessPoolExecutor(
-            max_workers=1, mp_context=multiprocessing.get_context("spawn"), initializer=os.nice, initargs=(5,)
+            max_workers=workers, mp_context=multiprocessing.get_context("spawn"), initializer=os.nice, initargs=(5,)
         )
 
     def __enter__(self) -> PicturePool:
@@ -84,11 +91,12 @@ class PicturePool:
 
     def _prepare(self, step: int) -> NDArray[np.int64]:
         """Make every picture of a step present, order the next two and return the slots to sample from."""
-        produced = self._first + step // self._refresh_steps
+        refresh = self._refresh_steps
+        produced = self._first + (step // refresh if refresh else 0)
         numbers = np.arange(max(0, produced - self._capacity), produced)
         slots = numbers % self._capacity
         missing = numbers[self._held[slots] != numbers + 1].tolist()
-        for number in [*missing, produced, produced + 1]:
+        for number in [*missing, produced, produced + 1] if refresh else missing:
             if number not in self._pending and self._held[number % self._capacity] != number + 1:
                 self._pending[number] = self._worker.submit(_draw_pair, number, self._seed)
         for number in missing:
@@ -99,6 +107,19 @@ class PicturePool:
                 self._small[s][slot] = small[s]
             self._held[slot] = number + 1
         return slots
+
+    def pictures(self, scale: int) -> tuple[Picture, Picture]:
+        """All pictures of the first step, drawn if need be.
+
+        Args:
+            scale: Upscaling factor.
+
+        Returns:
+            Low-resolution frames of shape (count, side / scale, side / scale, 3) and the pictures themselves, shape
+            (count, side, side, 3), both uint8 RGB.
+        """
+        slots = self._prepare(0)
+        return self._small[scale][slots], self._full[slots]
 
     def samples(self, step: int, scale: int, count: int, patch: int) -> tuple[Picture, Picture]:
         """Cut, turn and mirror the samples of a step.

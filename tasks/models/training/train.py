@@ -1,4 +1,4 @@
-"""Training of one compact model on procedural pictures, on a CPU, resumable."""
+"""Training of one compact or standard model on procedural pictures, on a CPU or a GPU, resumable."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tasks.models.training.degradation import shrink
+from tasks.models.training.device_samples import DeviceSamples
 from tasks.models.training.evaluate import enlarge, load_network, luma_psnr, network_upscaler
-from tasks.models.training.network import FEATURES, CompactNetwork
+from tasks.models.training.network import CompactNetwork
 from tasks.models.training.pool import HELD_OUT_SEED, PicturePool
 from tasks.models.training.procedural import picture
 
 logger = logging.getLogger(__name__)
 
-RECIPE_VERSION = "1"
+RECIPE_VERSION = "2"
 
 _WARM_UP_STEPS = 200
 _LUMA = (0.299, 0.587, 0.114)
@@ -44,6 +45,8 @@ class TrainingPlan:
         patch: Side of a low-resolution sample in pixels.
         rate: Peak learning rate.
         convolutions: Hidden convolutions of the network.
+        features: Channels between them.
+        name: What the weights are called, before their scale.
     """
 
     scale: int
@@ -54,6 +57,8 @@ class TrainingPlan:
     patch: int = 40
     rate: float = 1.5e-3
     convolutions: int = 8
+    features: int = 32
+    name: str = "compact"
 
     def __post_init__(self) -> None:
         """Check that exactly one length is given."""
@@ -91,22 +96,25 @@ def restoration_loss(output: Tensor, target: Tensor) -> Tensor:
 class Trainer:
     """One training run: weights, their running average, optimiser and position in the schedule."""
 
-    def __init__(self, plan: TrainingPlan, initial: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, plan: TrainingPlan, initial: Mapping[str, Tensor] | None = None, device: str = "cpu") -> None:
         """Start a run at step 0.
 
         Args:
             plan: What to train.
-            initial: Weights of another scale to start from; tensors whose shape differs are left fresh.
+            initial: Weights to start from; tensors whose shape differs are left fresh.
+            device: Where to train.
         """
         torch.manual_seed(plan.seed)
         self.plan = plan
         self.step = 0
         self.seconds = 0.0
-        network = CompactNetwork(plan.scale, plan.convolutions)
-        self.network: CompactNetwork = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = CompactNetwork(plan.scale, plan.convolutions, plan.features)
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if initial is not None:
-            own = self.network.state_dict()
-            self.network.load_state_dict({k: initial[k] if initial[k].shape == v.shape else v for k, v in own.items()})
+            own = network.state_dict()
+            fitting = {k: v for k, v in initial.items() if k in own and v.shape == own[k].shape}
+            network.load_state_dict({**own, **fitting})
+        self.network: CompactNetwork = network.to(device)
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=plan.rate, betas=(0.9, 0.99))
 
@@ -139,8 +147,9 @@ class Trainer:
         for name, value in self.network.state_dict().items():
             self.average[name].lerp_(value, 1.0 - keep)
         self.step += 1
+        value = float(loss.detach())  # On a GPU, when it has got that far.
         self.seconds += time.monotonic() - began
-        return float(loss.detach())
+        return value
 
     def save(self, path: Path) -> None:
         """Write a checkpoint from which `resume` continues exactly."""
@@ -158,12 +167,13 @@ class Trainer:
         partial.replace(path)
 
     @classmethod
-    def resume(cls, path: Path, plan: TrainingPlan) -> Trainer:
+    def resume(cls, path: Path, plan: TrainingPlan, device: str = "cpu") -> Trainer:
         """Continue from a checkpoint.
 
         Args:
             path: File written by `save`.
             plan: Plan of the continued run; must have the checkpoint's scale, seed and size.
+            device: Where to train.
 
         Returns:
             A trainer in the saved state.
@@ -171,11 +181,11 @@ class Trainer:
         Raises:
             ValueError: If the checkpoint belongs to another scale, seed or size.
         """
-        state = torch.load(path, weights_only=True)
-        for field in ("scale", "seed", "convolutions"):
+        state = torch.load(path, weights_only=True, map_location=device)
+        for field in ("scale", "seed", "convolutions", "features"):
             if state["plan"][field] != getattr(plan, field):
                 raise ValueError(f"{path} was trained with {field} {state['plan'][field]}, not {getattr(plan, field)}")
-        trainer = cls(plan)
+        trainer = cls(plan, device=device)
         trainer.network.load_state_dict(state["network"])
         trainer.average = state["average"]
         trainer.optimiser.load_state_dict(state["optimiser"])
@@ -185,9 +195,9 @@ class Trainer:
     def export(self, path: Path) -> None:
         """Write the averaged weights as a safetensors file with a descriptive header."""
         header = {
-            "name": f"compact-x{self.plan.scale}",
+            "name": f"{self.plan.name}-x{self.plan.scale}",
             "architecture": "SRVGGNetCompact",
-            "num_feat": str(FEATURES),
+            "num_feat": str(self.plan.features),
             "num_conv": str(self.plan.convolutions),
             "act_type": "prelu",
             "scale": str(self.plan.scale),
@@ -195,7 +205,7 @@ class Trainer:
             "recipe_version": RECIPE_VERSION,
         }
         partial = path.with_suffix(".partial")
-        save_file({k: v.contiguous() for k, v in self.average.items()}, partial, metadata=header)
+        save_file({k: v.cpu().contiguous() for k, v in self.average.items()}, partial, metadata=header)
         # The writer makes files private to the user; weights are there to be shared.
         partial.chmod(0o644)
         partial.replace(path)
@@ -228,6 +238,9 @@ def train(
     initial: Path | None = None,
     resume: bool = False,
     first_pictures: int = 240,
+    refresh_steps: int | None = 16,
+    workers: int = 1,
+    device: str = "cpu",
     checkpoint_minutes: float = 3.0,
 ) -> Path:
     """Run a plan to its end, writing a checkpoint and the averaged weights every few minutes.
@@ -239,24 +252,37 @@ def train(
         initial: Weights file of the other scale to start from.
         resume: Continue from the checkpoint in `out` if there is one.
         first_pictures: Pictures to generate before the first step.
+        refresh_steps: A new picture joins every so many steps, on a CPU; none does on a GPU, or if this is `None`.
+        workers: Processes that draw pictures.
+        device: Where to train.
         checkpoint_minutes: Time between checkpoints.
 
     Returns:
         Path of the weights file.
     """
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint, weights = out / f"compact-x{plan.scale}.pt", out / f"compact-x{plan.scale}.safetensors"
+    name = f"{plan.name}-x{plan.scale}"
+    checkpoint, weights = out / f"{name}.pt", out / f"{name}.safetensors"
     if resume and checkpoint.exists():
-        trainer = Trainer.resume(checkpoint, plan)
+        trainer = Trainer.resume(checkpoint, plan, device)
     else:
-        trainer = Trainer(plan, load_file(initial) if initial else None)
+        trainer = Trainer(plan, load_file(initial) if initial else None, device)
+    on_gpu = device != "cpu"
     logger.info("plan %s, starting at step %d", json.dumps(asdict(plan)), trainer.step)
     losses: list[float] = []
     saved = time.monotonic()
-    with PicturePool(pool_folder or out / "pool", plan.seed, first=first_pictures) as pool:
+    refresh_steps = None if on_gpu else refresh_steps
+    with PicturePool(
+        pool_folder or out / "pool", plan.seed, first=first_pictures, refresh_steps=refresh_steps, workers=workers
+    ) as pool:
+        on_device = DeviceSamples(*pool.pictures(plan.scale), plan.seed, device) if on_gpu else None
         while not trainer.done:
-            inputs, targets = pool.samples(trainer.step, plan.scale, plan.batch, plan.patch)
-            losses.append(trainer.advance(as_batch(inputs), as_batch(targets)))
+            if on_device is not None:
+                inputs, targets = on_device(trainer.step, plan.batch, plan.patch)
+            else:
+                cut = pool.samples(trainer.step, plan.scale, plan.batch, plan.patch)
+                inputs, targets = map(as_batch, cut)
+            losses.append(trainer.advance(inputs, targets))
             elapsed = time.monotonic() - saved
             if elapsed > 60.0 * checkpoint_minutes or trainer.done:
                 trainer.save(checkpoint)
