@@ -308,7 +308,7 @@ def units(packet: av.Packet) -> int:
 
 
 def times_of(packet: av.Packet) -> tuple[float, float] | None:
-    """What a packet says of `MuxReport.other_spans`: where it begins and, of PCM, where it ends; `None` if it is mute."""
+    """What a packet says of `MuxReport.other_spans`: where it begins and, of PCM, where it ends; `None` if nothing."""
     if packet.pts is None or not packet.time_base:
         return None
     begin = float(packet.pts * packet.time_base)
