@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -66,6 +67,18 @@ def test_frames_without_timestamps_are_refused_with_the_way_out(clips: Clips) ->
     with pytest.raises(UnsupportedSourceError, match="have no timestamp") as refusal:
         scan_packets(probe(clips.path("untimed.h264")))
     assert "Matroska" in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["untimed.h264", "before-zero.mkv"])
+def test_the_way_out_of_missing_timestamps_gives_every_frame_one(clips: Clips, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnsupportedSourceError) as refusal:
+        scan_packets(probe(clips.path(name)))
+    command = re.findall(r"\(ffmpeg (.*)\)", str(refusal.value))[0].split()
+    timed = tmp_path / "timed.mkv"
+    run_ffmpeg(*({"in": clips.path(name), "out.mkv": timed}.get(word, word) for word in command))
+    table = scan_packets(probe(timed)).table
+    assert (len(table), table.rate, table.constant) == (80, 25, True)
+    assert [frame.md5 for frame in shown_frames(timed)] == [frame.md5 for frame in shown_frames(clips.path(name))]
 
 
 @pytest.mark.parametrize("name", ["cut.mp4", "cut.mkv"])
