@@ -159,7 +159,7 @@ def _scan(facts: SourceFacts, modified: int) -> PacketScan:
             f"{path}: {untimed} of {untimed + len(pts)} frames have no timestamp",
             # No copy helps: Matroska takes no packet without a time, and reads none of those before zero.
             "Decode it once into Matroska, without loss, which gives each frame a time"
-            " (ffmpeg -i in -map 0 -dn -c copy -c:v ffv1 out.mkv)",
+            " (ffmpeg -i in -map 0 -dn -c copy -c:v ffv1 -enc_time_base demux out.mkv)",
         )
     times = np.sort(np.asarray(pts, dtype=np.int64))
     if np.any(np.diff(times) <= 0):
