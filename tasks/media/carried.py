@@ -24,7 +24,7 @@ from av.stream import Discard
 
 from tasks.media import ffmpeg
 from tasks.media.probe import SourceFacts, open_source
-from tasks.media.sound import Lossless, bits_of_sound, lossless_of, samples_of, usual_layout
+from tasks.media.sound import KEPT_FORMATS, Lossless, bits_of_sound, lossless_of, samples_of, usual_layout
 
 #: The container that holds the most kinds of streams.
 ROOMIEST: Final = "matroska"
@@ -222,6 +222,8 @@ def _is_copied_by_program(sound: _Opening) -> bool:
         except (av.error.FFmpegError, ffmpeg.FfmpegError, ValueError, TypeError, RuntimeError):
             return False
     if found is None or (found.codec, found.packets) != (sound.codec, sound.packets):
+        return False
+    if any(frame.format.packed.name not in KEPT_FORMATS for frame in (*found.frames, *sound.frames)):
         return False
     # What an edit list cuts from the first frame, priming, is in the copy: before time zero, as it is of AAC.
     return len(found.frames) == len(sound.frames) and all(

@@ -25,7 +25,7 @@ from tasks.errors import SourceError
 from tasks.media.ffmpeg import file_argument, said_by
 
 #: Sample format of libavutil, packed -> the one that an encoder is given, its bits, and its dtype. Bytes become words.
-_KEPT_FORMATS: Final = {"u8": "s16", "s16": "s16", "s32": "s32", "flt": "flt", "dbl": "dbl"}
+KEPT_FORMATS: Final = {"u8": "s16", "s16": "s16", "s32": "s32", "flt": "flt", "dbl": "dbl"}
 _DTYPES: Final = {"s16": np.dtype("<i2"), "s32": np.dtype("<i4"), "flt": np.dtype("<f4"), "dbl": np.dtype("<f8")}
 
 #: Channels without places -> what they are taken for: MP4 stores no PCM without places.
@@ -76,7 +76,7 @@ def lossless_of(frame: av.AudioFrame, bits: int, muxer: str, why: str) -> Lossle
         muxer: libavformat's name of the container.
         why: Why it cannot be copied.
     """
-    sample_format = _KEPT_FORMATS.get(frame.format.packed.name)
+    sample_format = KEPT_FORMATS.get(frame.format.packed.name)
     if sample_format is None:
         return None
     is_integer = sample_format in ("s16", "s32")
@@ -171,6 +171,8 @@ class SoundKeeper:
         self._pending: NDArray[Any] | None = None
         self._next: int | None = None
         """Number of the sample after the last one taken, counted from time zero."""
+        self._said: int | None = None
+        """The last frame's time, as the source counts."""
         self._written: int | None = None
         """The last packet's time."""
 
@@ -210,7 +212,9 @@ class SoundKeeper:
                 "Cut the file there, or convert its sound first",
             )
         at = self._next or 0
-        if frame.pts is not None and frame.time_base:
+        # A time that repeats says nothing: RealMedia gives all packets of a block the time of its first.
+        if frame.pts is not None and frame.pts != self._said and frame.time_base:
+            self._said = frame.pts
             at = round(frame.pts * frame.time_base * kept.rate)
         if self._next is None:
             self._next = at

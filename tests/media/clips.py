@@ -167,6 +167,12 @@ def _variable_rate(_: Clips, path: Path) -> None:
     run_ffmpeg(*picture("30"), "-vf", "select='not(eq(mod(n,7),3))'", "-fps_mode", "passthrough", *_X264, path)
 
 
+def _dropped(_: Clips, path: Path) -> None:
+    """AVI as capturing leaves it: an empty chunk stands for each frame that was dropped."""
+    dropping = ("-vf", "select='not(eq(mod(n,7),3))'", "-fps_mode", "passthrough")
+    run_ffmpeg(*picture("25"), *dropping, "-c:v", "mpeg4", "-qscale:v", "4", path)
+
+
 def _rotated(clips: Clips, path: Path) -> None:
     run_ffmpeg("-display_rotation", "90", "-i", clips.path("rate-25-1.mp4"), "-c", "copy", path)
 
@@ -285,6 +291,8 @@ RECIPES: Final[dict[str, Callable[[Clips, Path], None]]] = {
     ),
     "rotated.mp4": _rotated,
     "odd-size.mkv": _simple("-c:v", "ffv1", filters="format=yuv420p,scale=127:71"),
+    "dropped.avi": _dropped,
+    "cut-dropped.avi": _head_of("dropped.avi", 0.6),
     "missing-frame.mkv": _remuxed(_without_one, "intra-only.mov"),
     "twin-frames.mkv": _remuxed(_with_twins, "intra-only.mov"),
     "untimed.h264": _untimed,

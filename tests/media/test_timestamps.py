@@ -69,6 +69,18 @@ def test_frames_without_timestamps_are_refused_with_the_way_out(clips: Clips) ->
     assert "Matroska" in str(refusal.value)
 
 
+def test_an_avi_with_dropped_frames_is_whole_and_its_head_is_not(clips: Clips) -> None:
+    facts = probe(clips.path("dropped.avi"))
+    scan = scan_packets(facts)
+    assert (facts.declared_frames, len(scan.table)) == (80, 69)
+    refuse_cut_off(facts, scan)
+    shown = shown_frames(clips.path("dropped.avi"))
+    assert [frame.time for frame in shown] == [int(pts) * scan.table.time_base for pts in scan.table.pts]
+    cut = probe(clips.path("cut-dropped.avi"))
+    with pytest.raises(FrameError, match="is cut off"):
+        refuse_cut_off(cut, scan_packets(cut))
+
+
 @pytest.mark.parametrize("name", ["untimed.h264", "before-zero.mkv"])
 def test_the_way_out_of_missing_timestamps_gives_every_frame_one(clips: Clips, tmp_path: Path, name: str) -> None:
     with pytest.raises(UnsupportedSourceError) as refusal:
