@@ -48,6 +48,8 @@ FILES: Final = {
     "opus.webm": ("-c:v", "libvpx", "-deadline", "realtime", "-c:a", "libopus"),
     "flac.mkv": (*_VIDEO, "-c:a", "flac", "-sample_fmt", "s32"),
     "truehd.mkv": (*_VIDEO, "-c:a", "truehd", "-strict", "-2"),
+    "phone.rm": ("-c:v", "rv20", "-s", "176x144", "-ar", "8000", "-ac", "1", "-c:a", "real_144"),
+    "wide.nut": (*_VIDEO, "-c:a", "pcm_s64le"),
     "pcm.mxf": (*_MPEG2, "-c:a", "pcm_s24le"),
 }
 
@@ -76,6 +78,7 @@ KEPT: Final = {
     ("truehd.mkv", "mp4"): "flac",
     ("flac.mkv", "mov"): "pcm_s24le",
     ("opus.webm", "mov"): "pcm_f32le",
+    ("phone.rm", "mov"): "pcm_s16le",
     ("late-bluray.m2ts", "mov"): "pcm_s16le",
 }
 
@@ -178,6 +181,12 @@ def test_the_hint_names_the_container_that_would_copy(joined: Callable[..., Join
     said = {name: next(joined(name, "mp4").carried.notes()) for name in ("wma2.wmv", "late-bluray.m2ts")}
     assert said["wma2.wmv"].endswith("wmav2 cannot be copied into .mp4; a .mkv result can hold it")
     assert said["late-bluray.m2ts"].endswith("pcm_bluray cannot be copied into .mp4")
+
+
+def test_sound_that_cannot_be_kept_is_left_out_by_name(joined: Callable[..., Joined]) -> None:
+    carried = joined("wide.nut", "mkv").carried
+    assert (carried.indexes, carried.kept) == ((), {})
+    assert carried.left_out[1].startswith("pcm_s64le cannot be stored in matroska")
 
 
 @pytest.mark.parametrize("ending", ["mov", "mp4"])
