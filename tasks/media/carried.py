@@ -22,6 +22,7 @@ import av.error
 from av.container import OutputContainer
 from av.stream import Discard
 
+from tasks.errors import SourceError
 from tasks.media import ffmpeg
 from tasks.media.probe import SourceFacts, open_source
 from tasks.media.sound import KEPT_FORMATS, Lossless, bits_of_sound, lossless_of, samples_of, usual_layout
@@ -32,13 +33,15 @@ ROOMIEST: Final = "matroska"
 #: Muxer -> what its files are called, for people.
 _ENDINGS: Final = {"matroska": ".mkv", "mp4": ".mp4", "mov": ".mov"}
 
-#: Packets of a sound that are written and read back to find out whether it can be copied.
+#: Packets of a sound that are written and read back to find out whether it can be copied, and most that are looked at
+#: where the first ones give no sound, because an edit list cuts them away.
 _TRIAL_PACKETS: Final = 8
+_MOST_TRIAL_PACKETS: Final = 10_000
 
 #: Options of every muxer. Nothing is shifted behind our back: negative times of audio priming stay negative.
 EXACT: Final = {"fflags": "+bitexact", "avoid_negative_ts": "disabled"}
 
-#: Seconds by which sound is late in the files between PyAV and the ffmpeg program: NUT has no negative times.
+#: Seconds by which sound is late in the files between PyAV and the ffmpeg program: ASF has no negative times.
 ASIDE_DELAY: Final = 60
 
 
@@ -125,7 +128,7 @@ def _refusal(path: Path, stream: Any, muxer: str) -> str | None:
             copy = add_copy(trial, stream)
             trial.start_encoding()
             if stream.type == "audio":
-                for packet in _first_packets(path, stream.index):
+                for packet in _first_packets(path, stream.index, _TRIAL_PACKETS):
                     packet.stream = copy
                     trial.mux(packet)
     except (av.error.FFmpegError, ValueError, TypeError, RuntimeError) as error:
@@ -134,10 +137,10 @@ def _refusal(path: Path, stream: Any, muxer: str) -> str | None:
     return None
 
 
-def _first_packets(path: Path, index: int) -> Iterator[av.Packet]:
+def _first_packets(path: Path, index: int, count: int) -> Iterator[av.Packet]:
     """The first packets of a stream, from a reader of their own."""
     with open_source(path) as source:
-        yield from islice((packet for packet in source.demux(source.streams[index]) if packet.size), _TRIAL_PACKETS)
+        yield from islice((packet for packet in source.demux(source.streams[index]) if packet.size), count)
 
 
 def stream_metadata(stream: Any) -> dict[str, str]:
@@ -161,6 +164,7 @@ def add_copy(output: OutputContainer, stream: Any) -> Any:
 
 def open_aside(path: Path) -> OutputContainer:
     """A file that takes nearly every kind of sound from PyAV, for the ffmpeg program to copy it on."""
+    # ASF: it holds what is in the header of a WAV file, which is what Matroska holds of such sound, and whole packets.
     return av.open(f"file:{path}", "w", format="asf", options=EXACT)
 
 
@@ -191,47 +195,53 @@ class _Opening:
     packets: tuple[bytes, ...]
     frames: tuple[av.AudioFrame, ...]
 
+    @property
+    def heard(self) -> tuple[Any, ...]:
+        """What must be the same of a copy, but for what an edit list cuts from the beginning."""
+        last = self.frames[-1]
+        return self.codec, self.packets, last.sample_rate, last.layout.nb_channels
 
-def _opening(path: Path, index: int) -> _Opening | None:
-    """How a sound begins; `None` if nothing of it can be decoded."""
+    @property
+    def samples(self) -> bytes:
+        """All of them, channels side by side."""
+        return b"".join(samples_of(frame).tobytes() for frame in self.frames)
+
+
+def _opening(path: Path, index: int, count: int | None = None) -> _Opening | None:
+    """How a sound begins: `count` packets, or enough to hear something; `None` if nothing of it can be decoded."""
     packets: list[bytes] = []
     frames: list[Any] = []
     codec = ""
-    for packet in _first_packets(path, index):
+    for packet in _first_packets(path, index, count or _MOST_TRIAL_PACKETS):
         if packet.stream.codec_context is None:
             return None
         packets.append(bytes(packet))
         codec = packet.stream.codec_context.name
         with suppress(av.error.FFmpegError):
             frames += packet.decode()
+        if count is None and frames and len(packets) >= _TRIAL_PACKETS:
+            break
     return _Opening(path, index, codec, tuple(packets), tuple(frames)) if frames else None
 
 
 def _is_copied_by_program(sound: _Opening) -> bool:
     """Whether Matroska takes the packets from the ffmpeg program and gives back the very packets and samples."""
+    if sound.frames[0].format.packed.name not in KEPT_FORMATS:
+        return False
     with tempfile.TemporaryDirectory(prefix="superres-") as folder:
-        aside, copy = Path(folder) / "aside.nut", Path(folder) / "copy.mkv"
+        aside, copy = Path(folder) / "aside.asf", Path(folder) / "copy.mkv"
         try:
             with open_aside(aside) as output:
                 taken = None
-                for packet in _first_packets(sound.path, sound.index):
+                for packet in _first_packets(sound.path, sound.index, len(sound.packets)):
                     taken = taken or add_copy(output, packet.stream)
                     put_aside(output, packet, taken)
             ffmpeg.run(["-copyts", *aside_input(aside), "-c", "copy", "-f", ROOMIEST, ffmpeg.file_argument(copy)])
-            found = _opening(copy, 0)
-        except (av.error.FFmpegError, ffmpeg.FfmpegError, ValueError, TypeError, RuntimeError):
+            found = _opening(copy, 0, len(sound.packets))
+        except (av.error.FFmpegError, ffmpeg.FfmpegError, SourceError, ValueError, TypeError, RuntimeError):
             return False
-    if found is None or (found.codec, found.packets) != (sound.codec, sound.packets):
-        return False
-    if any(frame.format.packed.name not in KEPT_FORMATS for frame in (*found.frames, *sound.frames)):
-        return False
-    # What an edit list cuts from the first frame, priming, is in the copy: before time zero, as it is of AAC.
-    return len(found.frames) == len(sound.frames) and all(
-        (new.sample_rate, new.layout.nb_channels) == (old.sample_rate, old.layout.nb_channels)
-        and samples_of(new).tobytes().endswith(samples_of(old).tobytes())
-        and (number == 0 or new.samples == old.samples)
-        for number, (new, old) in enumerate(zip(found.frames, sound.frames, strict=True))
-    )
+    # What an edit list cuts from the beginning, such as priming, is in the copy: before time zero, as it is of AAC.
+    return found is not None and found.heard == sound.heard and found.samples.endswith(sound.samples)
 
 
 def _lossless(sound: _Opening, muxer: str, hint: str) -> Lossless | None:
