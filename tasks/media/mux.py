@@ -165,7 +165,9 @@ def _write(
         for index, packet in _merged(video_packets, source, facts.video_index, carried.indexes, start):
             is_end = packet.size == 0 and packet.pts is None and packet.dts is None
             if index in keepers:
-                output.mux(list(keepers[index].end(packet) if is_end else keepers[index].take(packet)))
+                # One by one: a gap may be an hour of silence.
+                for encoded in keepers[index].end(packet) if is_end else keepers[index].take(packet):
+                    output.mux(encoded)
                 continue
             if is_end:
                 continue
