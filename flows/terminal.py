@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,10 +40,13 @@ def show_start(request: UpscaleRequest, checked: CheckedRequest | None) -> None:
         f" with {checked.card.name}, {checked.profile.name}",
         markup=False,
     )
-    for note in checked.notes:
+    _show_treatment(checked.notes, checked.carried.left_out)
+
+
+def _show_treatment(notes: Iterable[str], left_out: Mapping[int, str]) -> None:
+    """Say what comes out otherwise than it went in, and what does not come out."""
+    for note in (*notes, *(f"stream {index} is left out: {reason}" for index, reason in left_out.items())):
         _console.print(note, markup=False)
-    for index, reason in checked.carried.left_out.items():
-        _console.print(f"stream {index} is left out: {reason}", markup=False)
 
 
 @contextmanager
@@ -112,6 +115,7 @@ def show_summary(result: dict[str, Any]) -> None:
     size, speed = f"{result['width']}x{result['height']}", f"{result['fps']:.2f} frames/s"
     took = f"{duration(result['seconds'])} ({speed}, start-up {result['startup_seconds']:.1f} s{reused})"
     _console.print(f"{result['output']}: {result['frames_out']} frames {size} in {took}, verified", markup=False)
+    _show_treatment(result["notes"], result["not_carried"])
     if result["int8_psnr"] is not None:
         used = result["engine"].get("precision") == "int8"
         verdict = "int8 keeps" if used else "computed in fp32: int8 would keep only"

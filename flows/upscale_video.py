@@ -214,7 +214,10 @@ def _run(
 
                 missing = [chunk for chunk in job.chunks if chunk not in reused]
                 run_chunks(job, path, missing, site.capacity.window, meter, tracker, finished, comparison.look)
-                output = _finish(job, path, source, meter, tracker)
+                output, found = _finish(job, path, source, meter, tracker)
+                for note in found:
+                    logger.warning("%s: %s", Path(source.uri).name, note)
+                job = replace(job, notes=(*job.notes, *found))
                 comparison.look()
                 meter.report("done")
             node_seconds = cluster.leases.node_seconds(started)
@@ -284,8 +287,12 @@ def _staged(
         yield path
 
 
-def _finish(job: Plan, path: str, source: Source, meter: Meter, tracker: JobTracker) -> Output:
-    """Assemble, verify and publish; a pause comes before it, or before the result is published."""
+def _finish(job: Plan, path: str, source: Source, meter: Meter, tracker: JobTracker) -> tuple[Output, tuple[str, ...]]:
+    """Assemble, verify and publish; a pause comes before it, or before the result is published.
+
+    Returns:
+        Where the result is, and what came up on the way.
+    """
     tracker.reach(JobState.ENCODING)
     pausing = Pausing()
     pausing.rest(lambda: meter.report("paused"))
@@ -305,7 +312,7 @@ def _finish(job: Plan, path: str, source: Source, meter: Meter, tracker: JobTrac
     watch_transfer(future, TransferNote(job.publishing), meter.transferred)
     output = future.result()
     tracker.phase_took("publish", time.monotonic() - verified)
-    return output
+    return output, muxed.notes
 
 
 def _calibrated(job: Plan) -> Plan:

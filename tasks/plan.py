@@ -25,11 +25,11 @@ from tasks.chunks import Chunk, lay_out
 from tasks.destinations import LocalFile, StoredObject, destination_of
 from tasks.errors import SourceError
 from tasks.media import ffmpeg
+from tasks.media.carried import Carried
 from tasks.media.chunk_file import MAGIC
 from tasks.media.decode import decodable_times
 from tasks.media.encoders import ENCODE_VERSION, EncoderProfile, group_frames, profile_from_dict
 from tasks.media.light import Light
-from tasks.media.mux import Carried
 from tasks.media.pixels import PictureFormat
 from tasks.media.probe import Colour, SourceFacts, StreamFacts
 from tasks.media.timestamps import Fields, FrameTable, refuse_cut_off, scan_packets
@@ -269,7 +269,6 @@ def load_plan(path: Path) -> Plan:
     with np.load(path.with_suffix(".npz")) as times:
         pts, keyframes = times["pts"], times["keyframes"]
     facts = _facts_from_dict(record["facts"])
-    carried = record["carried"]
     fields = Fields(**record["fields"]) if record["fields"] else None
     return Plan(
         key=record["key"],
@@ -290,7 +289,7 @@ def load_plan(path: Path) -> Plan:
         model_hash=record["model_hash"],
         profile=profile_from_dict(record["profile"]),
         muxer=record["muxer"],
-        carried=Carried(tuple(carried["indexes"]), {int(key): why for key, why in carried["left_out"].items()}),
+        carried=Carried.from_dict(record["carried"]),
         damaged_frames=record["damaged_frames"],
         store=StoreSettings.from_dict(record["store"]),
         notes=tuple(record["notes"]),

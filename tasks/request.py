@@ -19,10 +19,11 @@ from typing import Any, Final
 from tasks.chunks import Capacity, chunk_limit
 from tasks.destinations import LocalFile, StoredObject, destination_of
 from tasks.errors import ModelError, ScratchError, SettingsError
+from tasks.media.carried import Carried, plan_carried
 from tasks.media.encoders import PROFILES, EncoderProfile, find_profile, group_frames
 from tasks.media.fields import decide_fields
 from tasks.media.light import Light
-from tasks.media.mux import Carried, muxer_of, plan_carried, shape_argument
+from tasks.media.mux import muxer_of, shape_argument
 from tasks.media.pixels import PIXEL_LAYOUTS, PictureFormat, closest
 from tasks.media.probe import LARGEST_SIDE, SourceFacts, probe, refuse_unsupported
 from tasks.media.timestamps import Fields, refuse_cut_off, scan_packets
@@ -304,7 +305,7 @@ def check_request(
         destination,
         store,
         decision.fields,
-        tuple(note for note in (decision.note, *_colour_notes(facts, target, profile)) if note),
+        tuple(note for note in (decision.note, *_colour_notes(facts, target, profile), *carried.notes()) if note),
     )
     if destination is not None:
         _check_space(checked, destination)

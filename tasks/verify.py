@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import av.error
 import xxhash
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -15,8 +16,9 @@ from tasks.chunks import Chunk
 from tasks.errors import SourceError, VerificationError
 from tasks.failures import at
 from tasks.media.encoders import EncodedChunk, read_manifest
-from tasks.media.mux import MuxReport, is_blank, payload
+from tasks.media.mux import MuxReport, is_blank, payload, times_of, units
 from tasks.media.probe import SourceFacts, open_source, probe
+from tasks.media.sound import SoundReader
 from tasks.plan import Plan, load_plan
 
 #: A frame whose brightness, in means of blocks, has less than this PSNR in dB against its source shows something else:
@@ -39,6 +41,7 @@ def verify_result(plan: Plan, muxed: MuxReport) -> None:
 
     Every packet is read back: number, times and content of the video packets, number and content of all others. That
     the packets decode to whole frames was established when each chunk was encoded, and equal packets decode equally.
+    Sound that could not be copied is decoded, and its samples compared with those of the source.
 
     Raises:
         VerificationError: Naming the first difference.
@@ -58,21 +61,24 @@ def verify_result(plan: Plan, muxed: MuxReport) -> None:
     spans: list[tuple[float, float] | None] = [None] * len(streams)
     tick = Fraction(1, 1000)
     carried = list(plan.carried.indexes)
+    heard = {carried.index(index) + 1: SoundReader(kept) for index, kept in muxed.kept.items()}
     with open_source(plan.result) as container:
         tick = container.streams[result.video_index].time_base or tick
         for packet in container.demux():
+            position = streams.index(packet.stream.index)
+            if position in heard:
+                _listen(heard[position], packet, carried[position - 1])
+                continue
             if packet.size == 0:
                 continue
-            position = streams.index(packet.stream_index)
             if is_blank(packet) and counts[position] == muxed.other_packets.get(carried[position - 1]):
                 continue
             digests[position].update(payload(packet))
-            counts[position] += 1
+            counts[position] += units(packet)
             if position == 0:
                 times.append((packet.pts or 0) * tick)
-            elif packet.pts is not None and packet.time_base:
-                seconds = float(packet.pts * packet.time_base)
-                spans[position] = ((spans[position] or (seconds,))[0], seconds)
+            elif found := times_of(packet):
+                spans[position] = ((spans[position] or found)[0], found[1])
     if len(times) != plan.frames:
         raise _difference(f"the result has {len(times)} frames, the source {plan.frames}")
     times.sort()
@@ -84,16 +90,40 @@ def verify_result(plan: Plan, muxed: MuxReport) -> None:
     if digests[0].hexdigest() != muxed.video_digest:
         raise _difference("the video packets read back differ from those written")
     for position, index in enumerate(carried, start=1):
+        if position in heard:
+            _expect_same_sound(heard[position], index)
+            continue
         if position >= len(streams) or counts[position] != muxed.other_packets[index]:
-            found = counts[position] if position < len(streams) else 0
-            raise _difference(f"stream {index} has {found} packets, the source {muxed.other_packets[index]}")
+            read = counts[position] if position < len(streams) else 0
+            raise _difference(f"stream {index} has {read} packets, the source {muxed.other_packets[index]}")
         if digests[position].hexdigest() != muxed.other_digests[index]:
             raise _difference(f"the packets of stream {index} differ from the source's")
+        codec, wanted_codec = result.streams[streams[position]].codec, plan.facts.streams[index].codec
+        if index in plan.carried.by_program and codec != wanted_codec:
+            raise _difference(f"stream {index} is read back as {codec} instead of {wanted_codec}")
         written_span, wanted_span = spans[position], muxed.other_spans.get(index)
         if written_span and wanted_span:
             shift = max(abs(written_span[0] - wanted_span[0]), abs(written_span[1] - wanted_span[1]))
             if shift > _LARGEST_SHIFT:
                 raise _difference(f"stream {index} is shifted by {shift:.3f} s against the picture")
+
+
+def _listen(heard: SoundReader, packet: av.Packet, index: int) -> None:
+    try:
+        heard.take(packet)
+    except av.error.FFmpegError as error:
+        raise _difference(f"the sound of stream {index} cannot be decoded ({error})") from error
+
+
+def _expect_same_sound(heard: SoundReader, index: int) -> None:
+    """Refuse sound that was decoded and kept, if it is not what the source's decoded to."""
+    wanted = heard.wanted
+    if heard.samples != wanted.samples:
+        raise _difference(f"the sound of stream {index} has {heard.samples} samples, the source's {wanted.samples}")
+    if heard.digest != wanted.digest:
+        raise _difference(f"the samples of stream {index} differ from the source's")
+    if heard.shift > _LARGEST_SHIFT:
+        raise _difference(f"the sound of stream {index} is shifted by {heard.shift:.3f} s against the picture")
 
 
 def _expect_close(chunk: Chunk, found: EncodedChunk) -> None:

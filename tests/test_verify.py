@@ -23,7 +23,7 @@ from tasks.media.chunk_file import ChunkReader, ChunkWriter
 from tasks.media.encoders import file_digest
 from tasks.media.mux import MuxReport
 from tasks.models.weights import content_hash
-from tasks.plan import Plan, make_plan
+from tasks.plan import Plan, load_plan, make_plan, save_plan
 from tasks.publish import publish_result
 from tasks.request import UpscaleRequest, check_request
 from tasks.scratch import own_job
@@ -226,6 +226,60 @@ def test_a_lost_sound_stream_is_noticed(job: tuple[Plan, MuxReport]) -> None:
     run_ffmpeg("-i", plan.result, "-an", "-c", "copy", "-copyts", silent)
     silent.replace(plan.result)
     with pytest.raises(VerificationError, match="stream 1 has 0 packets"):
+        verify_result(plan, report)
+
+
+@pytest.fixture(scope="module", params=["dvd-sound.vob", "wma.wmv"])
+def sounding(
+    request: pytest.FixtureRequest, clips: Clips, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Plan, MuxReport]:
+    """A job whose sound is kept as FLAC, and one whose sound the ffmpeg program copied."""
+    return _assembled(clips.path(request.param), tmp_path_factory.mktemp("sounding") / "job", "mkv")
+
+
+@pytest.fixture
+def sounding_job(sounding: tuple[Plan, MuxReport]) -> Iterator[tuple[Plan, MuxReport]]:
+    """Of `sounding`, its result free to be spoilt; the plan as a worker reads it."""
+    content = sounding[0].result.read_bytes()
+    yield load_plan(save_plan(sounding[0])), sounding[1]
+    sounding[0].result.write_bytes(content)
+
+
+def test_sound_by_other_ways_passes(sounding_job: tuple[Plan, MuxReport]) -> None:
+    plan, report = sounding_job
+    verify_result(plan, report)
+    assert bool(plan.carried.kept) != bool(plan.carried.by_program)
+    assert plan.carried.kept.keys() == report.kept.keys()
+    assert list(plan.carried.notes()) == [note for note in plan.notes if "stream 1" in note]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (("-af", "volume=0.999"), "stream 1 (differ from|has)|of stream 1 (differ|has)"),
+        (("-af", "atrim=end=0.9"), "stream 1 has"),
+        (("-an",), "stream 1 has 0"),
+    ],
+    ids=["louder", "shorter", "lost"],
+)
+def test_spoilt_sound_by_other_ways_is_noticed(
+    sounding_job: tuple[Plan, MuxReport], spoil: tuple[str, ...], said: str
+) -> None:
+    plan, report = sounding_job
+    spoilt = plan.result.with_name("spoilt.mkv")
+    sound = ("-c:a", "flac" if plan.carried.kept else "wmav2") if "-af" in spoil else ()
+    run_ffmpeg("-i", plan.result, "-map", "0", "-copyts", "-c:v", "copy", *sound, *spoil, spoilt)
+    spoilt.replace(plan.result)
+    with pytest.raises(VerificationError, match=said):
+        verify_result(plan, report)
+
+
+def test_shifted_sound_by_other_ways_is_noticed(sounding_job: tuple[Plan, MuxReport]) -> None:
+    plan, report = sounding_job
+    late, spoilt = ("-itsoffset", "0.03", "-i", plan.result), plan.result.with_name("spoilt.mkv")
+    run_ffmpeg("-i", plan.result, *late, "-map", "0:v", "-map", "1:a", "-copyts", "-c", "copy", spoilt)
+    spoilt.replace(plan.result)
+    with pytest.raises(VerificationError, match=r"stream 1 is shifted by 0\.03"):
         verify_result(plan, report)
 
 

@@ -95,6 +95,8 @@ def _plan(arguments: argparse.Namespace) -> None:
         "finish_at": expected.finish_at,
         "cost": expected.cost,
         "basis": expected.basis,
+        "notes": list(job.notes),
+        "not_carried": job.carried.left_out,
     }
     if arguments.json:
         print_json(record)
@@ -112,6 +114,8 @@ def _plan(arguments: argparse.Namespace) -> None:
     print(f"{expected.basis}")
     for note in job.notes:
         print(note)
+    for index, reason in job.carried.left_out.items():
+        print(f"stream {index} is left out: {reason}")
 
 
 def _preview(arguments: argparse.Namespace) -> None:

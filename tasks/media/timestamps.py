@@ -157,7 +157,9 @@ def _scan(facts: SourceFacts, modified: int) -> PacketScan:
     if untimed:
         raise UnsupportedSourceError(
             f"{path}: {untimed} of {untimed + len(pts)} frames have no timestamp",
-            "Remux it to Matroska first (ffmpeg -i in -c copy out.mkv)",
+            # No copy helps: Matroska takes no packet without a time, and reads none of those before zero.
+            "Decode it once into Matroska, without loss, which gives each frame a time"
+            " (ffmpeg -i in -map 0 -dn -c copy -c:v ffv1 -enc_time_base demux out.mkv)",
         )
     times = np.sort(np.asarray(pts, dtype=np.int64))
     if np.any(np.diff(times) <= 0):
@@ -170,6 +172,9 @@ def _scan(facts: SourceFacts, modified: int) -> PacketScan:
     # Where packets lie in the order in which they are shown, a cut leaves no gap: a picture is shown longer there.
     is_reordered = bool(np.any(np.diff(pts[-_REORDER_DEPTH:]) < 0))
     is_whole = facts.container == _MOV and 0 < facts.declared_frames <= packets
+    if facts.container == "avi":
+        # Its header counts the empty chunks too, which show the picture before for longer; its clock ticks in both.
+        packets = max(packets, int(times[-1]) + 1)
     cut_off_at = _first_gap_at_end(times) if is_reordered and not is_whole else None
     if cut_off_at is None and (
         packets < facts.declared_frames or missing_seconds > _DURATION_TOLERANCE or ends_in_packet

@@ -40,6 +40,8 @@ class Sample:
     """Of each frame of the result, shrunk back, against the source, in dB."""
     order: str = ""
     """`tff` or `bff` where frames of the result are expected to be made of fields in this order."""
+    sound: str = ""
+    """Codec in which sound is expected that the container of the result cannot hold as it is."""
 
     def path(self, folder: Path) -> Path:
         """The file, made if it is not there."""
@@ -270,6 +272,9 @@ SAMPLES: Final[tuple[Sample, ...]] = (
            pix_fmt="yuv444p"),
     Sample("opus.mkv", clip(*X264, sound=("-c:a", "libopus")), "mp4"),
     Sample("flac-vorbis.mkv", clip(*X264, sound=("-c:a", "flac")), "mkv"),
+    Sample("wma.wmv", clip("-c:v", "wmv2", "-qscale:v", "2", sound=("-c:a", "wmav2")), "mkv"),
+    Sample("dvd-sound.vob", clip(*_MPEG2, "-f", "vob", rate="25", size="32x32", seconds=1.3, sound=("-c:a", "pcm_dvd")),
+           "mkv", least_psnr=20.0, sound="flac"),
     Sample("timecode.mov", clip(*X264, "-timecode", "10:00:00:00", sound=("-c:a", "aac")), "mov"),
     Sample("short-sound.mp4", copied(clip(*X264, sound=("-c:a", "aac", "-filter:a", "atrim=end=0.8")), "mp4"), "mp4"),
     # Codecs.

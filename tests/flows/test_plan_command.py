@@ -65,7 +65,7 @@ def test_the_plan_is_the_one_that_the_job_would_have(
     record = planned(clip, capsys, "--chunk-seconds", "2")
     assert set(record) == {
         "source", "frames", "width", "height", "chunks", "chunk_frames", "model", "gpu_seconds", "cpu_seconds",
-        "wall_seconds", "finish_at", "cost", "basis",
+        "wall_seconds", "finish_at", "cost", "basis", "notes", "not_carried",
     }  # fmt: skip
     assert (record["source"], record["frames"]) == (str(clip), FRAMES)
     assert (record["width"], record["height"], record["model"]) == (128, 64, "compact-x2")

@@ -152,8 +152,25 @@ def _cover_art(clips: Clips, path: Path) -> None:
     )  # fmt: skip
 
 
+def _dvd_sound(_: Clips, path: Path) -> None:
+    """Sound that no container of a result holds as it is."""
+    mpeg2 = ("-c:v", "mpeg2video", "-qscale:v", "3", "-c:a", "pcm_dvd", "-f", "vob")
+    run_ffmpeg(*picture(seconds=1.2), *tone(seconds=1.2), *mpeg2, path)
+
+
+def _wma(_: Clips, path: Path) -> None:
+    """Sound that Matroska knows by its number in WAV files only."""
+    run_ffmpeg(*picture(seconds=1.2), *tone(seconds=1.2), "-c:v", "wmv2", "-c:a", "wmav2", path)
+
+
 def _variable_rate(_: Clips, path: Path) -> None:
     run_ffmpeg(*picture("30"), "-vf", "select='not(eq(mod(n,7),3))'", "-fps_mode", "passthrough", *_X264, path)
+
+
+def _dropped(_: Clips, path: Path) -> None:
+    """AVI as capturing leaves it: an empty chunk stands for each frame that was dropped."""
+    dropping = ("-vf", "select='not(eq(mod(n,7),3))'", "-fps_mode", "passthrough")
+    run_ffmpeg(*picture("25"), *dropping, "-c:v", "mpeg4", "-qscale:v", "4", path)
 
 
 def _rotated(clips: Clips, path: Path) -> None:
@@ -216,6 +233,19 @@ def _with_twins(packets: list[av.Packet]) -> list[av.Packet]:
     return packets
 
 
+def _before_zero(clips: Clips, path: Path) -> None:
+    """Matroska whose first pictures and sound lie before time zero, where its readers see no times."""
+    original = str(clips.path(rate_name(Fraction("25"), "mp4")))
+    with av.open(original) as source, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as output:
+        streams = [output.add_stream_from_template(stream) for stream in source.streams]
+        for packet in source.demux():
+            if packet.size:
+                early = round(Fraction(9, 100) / packet.time_base)
+                packet.pts, packet.dts = packet.pts - early, packet.dts - early
+                packet.stream = streams[packet.stream_index]
+                output.mux(packet)
+
+
 def _bomb(_: Clips, path: Path) -> None:
     path.write_bytes(b"YUV4MPEG2 W60000 H60000 F25:1 Ip A1:1 C420jpeg\nFRAME\n" + bytes(1000))
 
@@ -244,6 +274,8 @@ RECIPES: Final[dict[str, Callable[[Clips, Path], None]]] = {
     "rich.mkv": _rich("srt", "-attach", "FONT", "-metadata:s:t:0", "mimetype=application/x-truetype-font"),
     "rich.mp4": _rich("mov_text"),
     "cover-art.mp4": _cover_art,
+    "dvd-sound.vob": _dvd_sound,
+    "wma.wmv": _wma,
     # Valid videos that are refused.
     "sixteen-bit.mkv": _simple("-c:v", "ffv1", "-pix_fmt", "yuv420p16le"),
     "ictcp.mkv": _simple(*_X264, filters="setparams=colorspace=ictcp"),
@@ -259,9 +291,12 @@ RECIPES: Final[dict[str, Callable[[Clips, Path], None]]] = {
     ),
     "rotated.mp4": _rotated,
     "odd-size.mkv": _simple("-c:v", "ffv1", filters="format=yuv420p,scale=127:71"),
+    "dropped.avi": _dropped,
+    "cut-dropped.avi": _head_of("dropped.avi", 0.6),
     "missing-frame.mkv": _remuxed(_without_one, "intra-only.mov"),
     "twin-frames.mkv": _remuxed(_with_twins, "intra-only.mov"),
     "untimed.h264": _untimed,
+    "before-zero.mkv": _before_zero,
     # No videos.
     "sound.m4a": _audio_only,
     "still.png": _still,

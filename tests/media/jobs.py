@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from tasks.media.carried import Carried, plan_carried
 from tasks.media.chunk_file import ChunkWriter
 from tasks.media.decode import decode_frames
 from tasks.media.encoders import PROFILES, encode_chunk, group_frames
-from tasks.media.mux import Carried, MuxReport, mux, muxer_of, plan_carried
+from tasks.media.mux import MuxReport, mux, muxer_of
 from tasks.media.pixels import PictureFormat
 from tasks.media.probe import SourceFacts, probe
 from tasks.media.timestamps import FrameTable, scan_packets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -66,6 +67,33 @@ def test_frames_without_timestamps_are_refused_with_the_way_out(clips: Clips) ->
     with pytest.raises(UnsupportedSourceError, match="have no timestamp") as refusal:
         scan_packets(probe(clips.path("untimed.h264")))
     assert "Matroska" in str(refusal.value)
+
+
+def test_an_avi_with_dropped_frames_is_whole_and_its_head_is_not(clips: Clips) -> None:
+    facts = probe(clips.path("dropped.avi"))
+    scan = scan_packets(facts)
+    assert (facts.declared_frames, len(scan.table)) == (80, 69)
+    refuse_cut_off(facts, scan)
+    shown = shown_frames(clips.path("dropped.avi"))
+    assert [frame.time for frame in shown] == [int(pts) * scan.table.time_base for pts in scan.table.pts]
+    cut = probe(clips.path("cut-dropped.avi"))
+    with pytest.raises(FrameError, match="is cut off"):
+        refuse_cut_off(cut, scan_packets(cut))
+
+
+@pytest.mark.parametrize("name", ["untimed.h264", "before-zero.mkv"])
+def test_the_way_out_of_missing_timestamps_gives_every_frame_one(clips: Clips, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnsupportedSourceError) as refusal:
+        scan_packets(probe(clips.path(name)))
+    command = re.findall(r"\(ffmpeg (.*)\)", str(refusal.value))[0].split()
+    timed = tmp_path / "timed.mkv"
+    run_ffmpeg(*({"in": clips.path(name), "out.mkv": timed}.get(word, word) for word in command))
+    table = scan_packets(probe(timed)).table
+    assert len(table) == 80
+    steps = np.diff(table.pts) * table.time_base
+    # The three pictures before zero get times that are guessed; all others keep theirs.
+    assert all(steps[3 if name == "before-zero.mkv" else 0 :] == Fraction(1, 25))
+    assert [frame.md5 for frame in shown_frames(timed)] == [frame.md5 for frame in shown_frames(clips.path(name))]
 
 
 @pytest.mark.parametrize("name", ["cut.mp4", "cut.mkv"])

@@ -48,6 +48,13 @@ def heard_samples(path: Path, stream: str = "0:a:0") -> str:
     return hashlib.md5(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout).hexdigest()
 
 
+def heard_exactly(path: Path, stream: str = "0:a:0") -> str:
+    """MD5 of all decoded sound of a stream as doubles, which hold every integer and float of a decoder exactly."""
+    command = [binary(), "-v", "error", "-nostdin", "-i", str(path), "-map", stream, "-c:a", "pcm_f64le"]
+    command += ["-f", "f64le", "-"]
+    return hashlib.md5(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout).hexdigest()
+
+
 @dataclass(frozen=True)
 class Packet:
     """One packet of a stream."""
