@@ -211,8 +211,10 @@ less: put the frames per second that `superres bench` gives on such an instance 
 _ON_GPUS: Final = """\
 On GPUs, frames per second are those of `superres bench` on {devices}; below instances is what an hour of video costs
 there, in $. **What begins with `~` is an estimate:** frames per second scaled by what is published of both GPUs, the
-peak of dense `fp16` products on tensor cores or the bandwidth of memory, whichever leaves less. Several GPUs of one
-instance count as if they did not disturb one another, which was not measured.
+peak of dense `fp16` products on tensor cores or the bandwidth of memory, whichever leaves less. Nothing is estimated
+for GPUs on which the kernels that were measured do not run (those before Ampere). Several GPUs of one instance count as
+if they did not disturb one another, which was not measured. What is more than some 2 GB/s of results waits for them to
+be [written](../speed.md#on-a-gpu), which is not in these figures.
 """
 
 
@@ -249,10 +251,10 @@ def per_hour_of_video_on_gpus(rows: list[dict[str, Any]]) -> str:
     Raises:
         SettingsError: A GPU that was measured is not known.
     """
-    measured: dict[tuple[str, str, str], dict[str, float]] = {}
+    measured: dict[tuple[str, str, str, str], dict[str, float]] = {}
     for row in rows:
         if row["device_type"] == "cuda":
-            case = row["model"], row["size"], row["precision"]
+            case = row["model"], row["size"], row["precision"], row["backend"]
             measured.setdefault(case, {})[gpu_of(row["device"]).name] = row["fps"]
     if not measured:
         return _NO_GPUS
@@ -266,19 +268,21 @@ def per_hour_of_video_on_gpus(rows: list[dict[str, Any]]) -> str:
         + " |",
         "|---" * (3 + len(devices) + len(instances)) + "|",
     ]
-    for (model, size, precision), found in measured.items():
+    for (model, size, precision, backend), found in measured.items():
         cells = [f"{found[name]:,.1f}" if name in found else "" for name in devices]
-        cells += [_on_instance(each, found, precision) for each in instances]
+        cells += [_on_instance(each, found, precision, backend) for each in instances]
         lines.append(f"| `{model}` | {size} | {precision} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _on_instance(instance: InstanceType, measured: dict[str, float], precision: str) -> str:
+def _on_instance(instance: InstanceType, measured: dict[str, float], precision: str, backend: str) -> str:
     """Dollars per hour of video, with a mark where they are estimated; nothing where they cannot be."""
     if instance.gpu in measured:
         return f"{of_video(instance.gpus * measured[instance.gpu], instance.hourly_price):.2f}"
     if precision != "fp16":
         return ""  # What is published of it is another peak.
+    if backend == "cuda" and GPUS[instance.gpu].capability < (8, 0):
+        return ""  # Other kernels run there.
     fps = min(estimated(fps, GPUS[name], GPUS[instance.gpu]) for name, fps in measured.items())
     return f"~{of_video(instance.gpus * fps, instance.hourly_price):.2f}"
 

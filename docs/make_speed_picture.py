@@ -1,6 +1,7 @@
-"""Draws `speed.svg` and writes the table in `speed.md`, both from `speed.json`.
+"""Draws `speed.svg` and writes the tables in `speed.md`: of CPUs from `speed.json`, of GPUs from `speed-*.json`.
 
 superres bench ... --reference --json > docs/speed.json
+superres bench ... --reference --json > docs/speed-h100.json
 python docs/make_speed_picture.py
 """
 
@@ -66,13 +67,42 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def table_of_gpus(results: list[dict[str, Any]]) -> str:
+    """Results of GPUs in Markdown."""
+    lines = [
+        "| Model | Source | frames/s | `RealESRGANer` | Ratio | TFLOP/s | Of peak | GPU memory | First frame |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        has_reference = "reference_fps" in result
+        reference = f"{result['reference_fps']:.2f} | {result['ratio']:.1f}" if has_reference else "|"
+        lines.append(
+            f"| `{result['model']}` | {result['size']} | {result['fps']:.1f} | {reference} | {result['tflops']:.0f}"
+            f" | {result['share_of_peak']:.0%} | {result['peak_gpu_memory_bytes'] / 1e9:.1f} GB"
+            f" | {result['first_frame_seconds']:.1f} s |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Draw and write."""
-    results = json.loads((DOCS / "speed.json").read_text())["results"]
+    results = _results("speed.json")
     draw(results)
     page = DOCS / "speed.md"
-    marked = re.compile(r"(<!-- table -->\n).*?(<!-- end -->)", re.DOTALL)
-    page.write_text(marked.sub(lambda match: match[1] + table(results) + "\n" + match[2], page.read_text()))
+    text = _with_table(page.read_text(), "table", table(results))
+    for path in sorted(DOCS.glob("speed-*.json")):
+        text = _with_table(text, path.stem, table_of_gpus(_results(path.name)))
+    page.write_text(text)
+
+
+def _results(name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((DOCS / name).read_text())["results"]
+    return found
+
+
+def _with_table(text: str, name: str, made: str) -> str:
+    marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    return marked.sub(lambda match: match[1] + made + "\n" + match[2], text)
 
 
 if __name__ == "__main__":

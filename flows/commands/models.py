@@ -19,7 +19,9 @@ def add_to(commands: Commands) -> None:
         "--size", action="append", metavar="WxH", help="of the source; may be repeated (default 640x360)"
     )
     bench.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    bench.add_argument("--backend", action="append", help="torch or openvino; may be repeated (default: by device)")
+    bench.add_argument(
+        "--backend", action="append", help="torch, openvino or cuda; may be repeated (default: by device)"
+    )
     bench.add_argument("--precision", action="append", help="may be repeated (default: by device)")
     bench.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     bench.add_argument("--tile", type=int, metavar="PIXELS", help="edge of a tile (default: by free memory)")

@@ -18,23 +18,25 @@ class Gpu:
         fp16_tflops: Peak of dense products in `fp16` on its tensor cores, in TFLOP/s, from its data sheet (which often
             has twice that, for sparse ones).
         bandwidth: Of its memory, in GB/s, from there, too.
+        capability: Its compute capability, from the CUDA programming guide.
     """
 
     name: str
     device: str
     fp16_tflops: float
     bandwidth: float
+    capability: tuple[int, int]
 
 
 GPUS: Final = {
     each.name: each
     for each in (
-        Gpu("T4", "Tesla T4", 65, 320),
-        Gpu("L4", "NVIDIA L4", 121, 300),
-        Gpu("A10G", "NVIDIA A10G", 70, 600),
-        Gpu("L40S", "NVIDIA L40S", 362, 864),
-        Gpu("H100", "NVIDIA H100 80GB HBM3", 989, 3350),
-        Gpu("H200", "NVIDIA H200", 989, 4800),
+        Gpu("T4", "Tesla T4", 65, 320, (7, 5)),
+        Gpu("L4", "NVIDIA L4", 121, 300, (8, 9)),
+        Gpu("A10G", "NVIDIA A10G", 70, 600, (8, 6)),
+        Gpu("L40S", "NVIDIA L40S", 362, 864, (8, 9)),
+        Gpu("H100", "NVIDIA H100 80GB HBM3", 989, 3350, (9, 0)),
+        Gpu("H200", "NVIDIA H200", 989, 4800, (9, 0)),
     )
 }
 

@@ -1,7 +1,8 @@
-"""Training of the bundled models `compact-x2` and `compact-x4` from procedurally generated pictures alone.
+"""Training of the bundled models, `compact` and `standard`, from procedurally generated pictures alone.
 
 No photograph and no video is needed: `procedural` draws pictures, `degradation` derives low-resolution frames from
-them, `pool` keeps pairs of both on disk, `train` fits the network and `evaluate` measures weights on real clips.
+them, `pool` keeps pairs of both on disk, `device_samples` cuts samples of them on a GPU, `train` fits the network and
+`evaluate` measures weights on real clips.
 
     python -m tasks.models.training --scale 2 --minutes 60 --out runs/x2
     python -m tasks.models.training --scale 4 --minutes 60 --out runs/x4 --pool runs/x2/pool \

@@ -153,6 +153,10 @@ class TestGpus:
         (cells,) = self.table(maker, {**row, "precision": "fp32"})
         assert cells["p5.4xlarge: 1 x H100"] == "0.17" and cells["g6e.2xlarge: 1 x L40S"] == ""
 
+    def test_nothing_is_estimated_where_its_kernels_do_not_run(self, maker: ModuleType, row: dict[str, Any]) -> None:
+        (cells,) = self.table(maker, {**row, "backend": "cuda"})
+        assert cells["g4dn.xlarge: 1 x T4"] == "" and cells["g6e.2xlarge: 1 x L40S"] == "~0.21"
+
     def test_it_is_not_among_the_cpus(self, maker: ModuleType, row: dict[str, Any]) -> None:
         assert "network" not in maker.per_hour_of_video([row])
 
