@@ -203,6 +203,22 @@ class TestFutures:
 
         assert sorted(states(failing(), 2).values()) == ["Failed", "NotReady"]
 
+    def test_what_never_began_tells_why(self, pools: PooledCluster) -> None:
+        @flow(name="never-began", task_runner=runner)
+        def never_began() -> Any:
+            bad = sample.broken.submit(7)
+            after = sample.upscale.submit(bad)
+            last = sample.encode.submit(sample.extract.submit(0), wait_for=[after])
+            with pytest.raises(ValueError, match="chunk 7 is broken"):
+                last.result()
+            assert isinstance(last.result(raise_on_failure=False), ValueError)
+            return after.result()
+
+        state = never_began(return_state=True)
+        assert state.is_failed()
+        with pytest.raises(ValueError, match="chunk 7 is broken"):
+            state.result()
+
     def test_persisted_results_are_reused(self, pools: PooledCluster, tmp_path: Path) -> None:
         log = str(tmp_path / "log")
         kept = sample.extract.with_options(
