@@ -41,8 +41,11 @@ def task_runs(flow_run_id: Any, count: int) -> dict[str, TaskRun]:
     """The task runs of a flow run by name, once Prefect has written down that many and how each ended."""
 
     def ended() -> dict[str, TaskRun] | None:
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+        found: list[TaskRun] = []
         with get_client(sync_client=True) as client:
-            found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])))
+            while page := client.read_task_runs(flow_run_filter=wanted, limit=200, offset=len(found)):
+                found += page
         settled = all(run.state and (run.state.is_final() or run.state.name == "NotReady") for run in found)
         return {run.name: run for run in found} if settled and len(found) >= count else None
 
