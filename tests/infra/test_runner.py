@@ -42,12 +42,15 @@ def task_runs(flow_run_id: Any, count: int) -> dict[str, TaskRun]:
 
     def ended() -> dict[str, TaskRun] | None:
         wanted = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
-        found: list[TaskRun] = []
+        found: dict[Any, TaskRun] = {}  # By identifier: one that is written down meanwhile shifts the pages.
         with get_client(sync_client=True) as client:
             while page := client.read_task_runs(flow_run_filter=wanted, limit=200, offset=len(found)):
-                found += page
-        settled = all(run.state and (run.state.is_final() or run.state.name == "NotReady") for run in found)
-        return {run.name: run for run in found} if settled and len(found) >= count else None
+                if not {run.id for run in page} - found.keys():
+                    break
+                found |= {run.id: run for run in page}
+        runs = found.values()
+        settled = all(run.state and (run.state.is_final() or run.state.name == "NotReady") for run in runs)
+        return {run.name: run for run in runs} if settled and len(runs) >= count else None
 
     return eventually(ended)
 

@@ -55,13 +55,15 @@ DESCRIPTION = SlurmDescription(
     )
 )
 
-#: Accidents that Slurm takes long to notice happen at the same time, each on nodes of its own.
-SLOW_ACCIDENTS = ("killed", "timed", "cut")
-SLOW_DESCRIPTION = SlurmDescription(
-    tuple(
-        Partition(f"{kind}-{name}", nodes=2, cpus=4, memory_mb=8000, gpus=gpus)
-        for name in SLOW_ACCIDENTS
-        for kind, gpus in (("cpu", 0), ("gpu", 3))
+#: More nodes, where accidents that Slurm takes long to notice happen meanwhile.
+LARGE_DESCRIPTION = SlurmDescription(
+    (
+        *DESCRIPTION.partitions,
+        *(
+            Partition(f"{kind}-{accident}", nodes=2, cpus=4, memory_mb=8000, gpus=gpus)
+            for accident in ("timed", "killed", "cut")
+            for kind, gpus in (("cpu", 0), ("gpu", 3))
+        ),
     )
 )
 
@@ -184,10 +186,14 @@ def _exists(pid: int) -> bool:
 
 @pytest.fixture
 def site(slurm: LocalSlurm, prefect_api: Api, tmp_path: Path) -> Iterator[Site]:
-    site = Site(slurm, tmp_path)
+    yield from cleared(Site(slurm, tmp_path))
+
+
+def cleared(site: Site) -> Iterator[Site]:
+    """A site, and then no job on it."""
     yield site
     for job in site.alive():
-        slurm.run("scancel", str(job))
+        site.slurm.run("scancel", str(job))
     eventually(lambda: not site.alive(), 20)
 
 
@@ -415,98 +421,6 @@ def run(
     site.check_all_done_once(chunks, in_flight=4 * accidents.count)
 
 
-@pytest.mark.chaos
-class TestAccidents:
-    """Each run ends with the same result, finished work is not repeated, and nothing is left behind."""
-
-    @pytest.mark.parametrize("stage", ["extract", "upscale", "encode"])
-    def test_job_cancelled(self, site: Site, chance: random.Random, stage: str) -> None:
-        def cancel() -> bool:
-            if busy := site.busy(stage):
-                site.slurm.run("scancel", chance.choice(busy).job)
-            return bool(busy)
-
-        run(site, cancel, chance)
-
-    @pytest.mark.parametrize("stage", ["extract", "upscale", "encode"])
-    def test_worker_killed(self, site: Site, chance: random.Random, stage: str) -> None:
-        def kill() -> bool:
-            if busy := site.busy(stage):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(chance.choice(busy).process, signal.SIGKILL)
-            return bool(busy)
-
-        run(site, kill, chance)
-
-    def test_node_set_down(self, site: Site, chance: random.Random) -> None:
-        down: list[str] = []
-
-        def set_down() -> bool:
-            if down:
-                site.slurm.set_node(down.pop(), "resume")
-                return False
-            if busy := site.busy(chance.choice(["extract", "upscale", "encode"])):
-                down.append(chance.choice(busy).node)
-                site.slurm.set_node(down[0], "down")
-            return bool(busy)
-
-        run(site, set_down, chance)
-        for node in down:
-            site.slurm.set_node(node, "resume")
-
-    def test_controller_restarted(self, site: Site, chance: random.Random) -> None:
-        def restart() -> bool:
-            site.slurm.restart_controller()
-            return True
-
-        run(site, restart, chance)
-
-    def test_preempted(self, site: Site, chance: random.Random) -> None:
-        def preempt() -> bool:
-            if not (busy := site.busy("upscale")):
-                return False
-            victim = chance.choice(busy)
-            # Four CPUs and three GPUs: the whole node.
-            script = "#!/bin/sh\nsleep 1\n"
-            options = ("-p", "urgent", "-w", victim.node, "-c", "4", "--gres=gpu:3", "-o", "/dev/null")
-            site.slurm.run("sbatch", *options, stdin=script)
-            eventually(lambda: int(victim.job) not in site.alive(), 30)
-            return True
-
-        run(site, preempt, chance)
-
-    def test_a_killed_workers_chunk_starts_again_within_seconds(self, site: Site) -> None:
-        with site.open(site.pools(gpus=1)):
-            thread_log = site.log
-
-            def kill() -> bool:
-                if not (busy := site.busy("upscale")):
-                    return False
-                os.kill(busy[0].process, signal.SIGKILL)
-                return True
-
-            with Accidents(kill, TIMES, random.Random(0), pause=3.0) as accidents:
-                flows.stream(8, [0.1, 2.0, 0.1], str(thread_log))
-            assert accidents.count == TIMES
-        starts = [entry for entry in notes(site.log) if (entry.stage, entry.event) == ("upscale", "start")]
-        again = [b.at - a.at for a, b in itertools.pairwise(starts) if a.index == b.index]
-        assert len(again) == TIMES
-        # From the start of the attempt that was lost, at most 2 s of it.
-        assert max(again) < 2 + 5
-
-    def test_a_chunk_that_kills_every_worker_is_named_and_the_others_finish(self, site: Site) -> None:
-        cpu, gpu = site.pools()
-        with site.open((cpu, replace(gpu, maximum_losses=3))):
-            state = flows.poisoned(5, str(site.log), return_state=True)
-            with pytest.raises(
-                PoolError, match=r"upscale 1 lost its worker 3 times, the last one gpu-\d+ on gpu-\d, Slurm"
-            ):
-                state.result()
-            ended = ends(state, 5)
-        assert [name for name, kind in ended.items() if kind == "Crashed" and name.startswith("upscale 1")]
-        assert sorted(ended.values()) == ["Completed"] * 4 + ["Crashed"]
-
-
 def node_daemon_killed(site: Site, chance: random.Random, daemons: Executor) -> None:
     def kill() -> int:
         victims = {entry.node: entry for entry in site.busy("upscale")}
@@ -559,12 +473,28 @@ def node_cut_off(site: Site, chance: random.Random, _: Executor) -> None:
     run(site, cut, chance, seconds=LONG, pools=site.pools(gres="gpu:2"))
 
 
+@dataclass(frozen=True)
+class Behind:
+    """What goes on behind the tests of a class.
+
+    Attributes:
+        slurm: Where.
+        options: Of the workers there.
+        runs: Runs that meet slow accidents; each raises what is wrong when it is over.
+    """
+
+    slurm: LocalSlurm
+    options: dict[str, Any]
+    runs: dict[str, Future[None]]
+
+
 @pytest.fixture(scope="class")
-def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[None]]]:
-    """Slow accidents under way, each with a run of its own."""
+def behind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
+    """Slow accidents under way, those that tests ask for."""
     programs_or_skip()
+    asked_for = {item.name for item in request.session.items}
     has_network = can_use_network_namespaces()
-    folder = tmp_path_factory.mktemp("slow")
+    folder = tmp_path_factory.mktemp("behind")
     seed = os.environ.get("CHAOS_SEED") or time.time_ns()
     print(f"CHAOS_SEED={seed}")
     with ExitStack() as held:
@@ -572,44 +502,143 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future
         patch.setitem(cluster_module.SCHEDULER_CONFIG, "distributed.comm.timeouts.tcp", "12s")
         patch.setenv("SUPERRES_HOME", str(folder / "home"))
         patch.delenv("PREFECT_API_URL", raising=False)
-        slurm = held.enter_context(LocalSlurm(SLOW_DESCRIPTION, timings=TIMINGS, network=has_network))
+        slurm = held.enter_context(LocalSlurm(LARGE_DESCRIPTION, timings=TIMINGS, network=has_network))
         held.enter_context(slurm.use())
         held.enter_context(ensure_api(home=folder / "prefect", host=slurm.address))
         # Daemons end with the thread that starts them, and the accidents' own end before their pools.
         daemons = held.enter_context(ThreadPoolExecutor(1))
         threads = held.enter_context(ThreadPoolExecutor())
         options = {"host": slurm.address, "interface": "eth0"} if has_network else {"interface": "lo"}
-        found: dict[str, Future[None]] = {}
+        runs: dict[str, Future[None]] = {}
 
         def begin(name: str, accident: Callable[[Site, random.Random, Executor], None]) -> Site:
             site = Site(slurm, folder / name, options, f"-{name}")
             site.folder.mkdir()
             chance = random.Random(f"{seed} {name}")
-            found[name] = threads.submit(copy_context().run, accident, site, chance, daemons)
+            runs[name] = threads.submit(copy_context().run, accident, site, chance, daemons)
             return site
 
-        # Its jobs have a minute, so they start alone.
-        timed = begin("timed", wall_time_over)
-        eventually(lambda: len(timed.busy("upscale")) == TIMES or found["timed"].done(), 60)
-        begin("killed", node_daemon_killed)
-        if has_network:
+        if "test_wall_time_over" in asked_for:
+            timed = begin("timed", wall_time_over)
+            # Its jobs have a minute, so they start alone.
+            eventually(lambda: len(timed.busy("upscale")) == TIMES or runs["timed"].done(), 120)
+        if "test_node_daemon_killed" in asked_for:
+            begin("killed", node_daemon_killed)
+        if "test_node_cut_off" in asked_for and has_network:
             begin("cut", node_cut_off)
-        yield found
+        yield Behind(slurm, options, runs)
 
 
 @pytest.mark.chaos
-class TestSlowAccidents:
-    """The same for accidents that Slurm takes long to notice: they have begun when the first test asks for its own."""
+class TestAccidents:
+    """Each run ends with the same result, finished work is not repeated, and nothing is left behind.
 
-    def test_node_daemon_killed(self, begun: dict[str, Future[None]]) -> None:
-        begun["killed"].result()
+    Accidents that Slurm takes long to notice happen behind the others; they are looked at last.
+    """
 
-    def test_wall_time_over(self, begun: dict[str, Future[None]]) -> None:
-        begun["timed"].result()
+    @pytest.fixture
+    def site(self, behind: Behind, tmp_path: Path) -> Iterator[Site]:
+        yield from cleared(Site(behind.slurm, tmp_path, behind.options))
+
+    @pytest.mark.parametrize("stage", ["extract", "upscale", "encode"])
+    def test_job_cancelled(self, site: Site, chance: random.Random, stage: str) -> None:
+        def cancel() -> bool:
+            if busy := site.busy(stage):
+                site.slurm.run("scancel", chance.choice(busy).job)
+            return bool(busy)
+
+        run(site, cancel, chance)
+
+    @pytest.mark.parametrize("stage", ["extract", "upscale", "encode"])
+    def test_worker_killed(self, site: Site, chance: random.Random, stage: str) -> None:
+        def kill() -> bool:
+            if busy := site.busy(stage):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(chance.choice(busy).process, signal.SIGKILL)
+            return bool(busy)
+
+        run(site, kill, chance)
+
+    def test_node_set_down(self, site: Site, chance: random.Random) -> None:
+        down: list[str] = []
+
+        def set_down() -> bool:
+            if down:
+                site.slurm.set_node(down.pop(), "resume")
+                return False
+            if busy := site.busy(chance.choice(["extract", "upscale", "encode"])):
+                down.append(chance.choice(busy).node)
+                site.slurm.set_node(down[0], "down")
+            return bool(busy)
+
+        run(site, set_down, chance)
+        for node in down:
+            site.slurm.set_node(node, "resume")
+
+    def test_preempted(self, site: Site, chance: random.Random) -> None:
+        def preempt() -> bool:
+            if not (busy := site.busy("upscale")):
+                return False
+            victim = chance.choice(busy)
+            # Four CPUs and three GPUs: the whole node.
+            script = "#!/bin/sh\nsleep 1\n"
+            options = ("-p", "urgent", "-w", victim.node, "-c", "4", "--gres=gpu:3", "-o", "/dev/null")
+            site.slurm.run("sbatch", *options, stdin=script)
+            eventually(lambda: int(victim.job) not in site.alive(), 30)
+            return True
+
+        run(site, preempt, chance)
+
+    def test_node_daemon_killed(self, behind: Behind) -> None:
+        behind.runs["killed"].result()
+
+    def test_wall_time_over(self, behind: Behind) -> None:
+        behind.runs["timed"].result()
 
     @pytest.mark.skipif(not can_use_network_namespaces(), reason="this process may not make network namespaces")
-    def test_node_cut_off(self, begun: dict[str, Future[None]]) -> None:
-        begun["cut"].result()
+    def test_node_cut_off(self, behind: Behind) -> None:
+        behind.runs["cut"].result()
+
+
+@pytest.mark.chaos
+class TestLosses:
+    def test_controller_restarted(self, site: Site, chance: random.Random) -> None:
+        def restart() -> bool:
+            site.slurm.restart_controller()
+            return True
+
+        run(site, restart, chance)
+
+    def test_a_killed_workers_chunk_starts_again_within_seconds(self, site: Site) -> None:
+        with site.open(site.pools(gpus=1)):
+            thread_log = site.log
+
+            def kill() -> bool:
+                if not (busy := site.busy("upscale")):
+                    return False
+                os.kill(busy[0].process, signal.SIGKILL)
+                return True
+
+            with Accidents(kill, TIMES, random.Random(0), pause=3.0) as accidents:
+                flows.stream(8, [0.1, 2.0, 0.1], str(thread_log))
+            assert accidents.count == TIMES
+        starts = [entry for entry in notes(site.log) if (entry.stage, entry.event) == ("upscale", "start")]
+        again = [b.at - a.at for a, b in itertools.pairwise(starts) if a.index == b.index]
+        assert len(again) == TIMES
+        # From the start of the attempt that was lost, at most 2 s of it.
+        assert max(again) < 2 + 5
+
+    def test_a_chunk_that_kills_every_worker_is_named_and_the_others_finish(self, site: Site) -> None:
+        cpu, gpu = site.pools()
+        with site.open((cpu, replace(gpu, maximum_losses=3))):
+            state = flows.poisoned(5, str(site.log), return_state=True)
+            with pytest.raises(
+                PoolError, match=r"upscale 1 lost its worker 3 times, the last one gpu-\d+ on gpu-\d, Slurm"
+            ):
+                state.result()
+            ended = ends(state, 5)
+        assert [name for name, kind in ended.items() if kind == "Crashed" and name.startswith("upscale 1")]
+        assert sorted(ended.values()) == ["Completed"] * 4 + ["Crashed"]
 
 
 @pytest.mark.chaos
