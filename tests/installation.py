@@ -49,6 +49,11 @@ class Installation:
         found: list[dict[str, Any]] = self.ask("/flow_runs/filter", flows={"name": {"any_": [flow]}})
         return found
 
+    def state(self, run: str) -> str:
+        """The type of a flow run's state."""
+        found: str = httpx.get(f"{self.api}/flow_runs/{run}", timeout=30).raise_for_status().json()["state_type"]
+        return found
+
     def deployment(self, flow: str) -> str:
         """The id of a flow's deployment."""
         found: str = httpx.get(f"{self.api}/deployments/name/{flow}/local", timeout=30).raise_for_status().json()["id"]

@@ -40,13 +40,19 @@ class ProgressShown:
         self._cluster = cluster
         self._artifact: UUID | None = None
         self._phase = ""
+        self._has_speed = False
         self._updated = 0.0
 
     def show(self, progress: Progress) -> None:
-        """Bring the artifact up to date, unless that was done a moment ago and the phase is the same."""
-        if progress.phase == self._phase and time.monotonic() - self._updated < _ARTIFACT_SECONDS:
+        """Bring the artifact up to date, unless that was done a moment ago and there is no news since.
+
+        News is another phase, and the first speed: from then on there is an answer to how long it will take.
+        """
+        has_speed = progress.frames_per_second is not None
+        is_news = progress.phase != self._phase or (has_speed and not self._has_speed)
+        if not is_news and time.monotonic() - self._updated < _ARTIFACT_SECONDS:
             return
-        self._phase, self._updated = progress.phase, time.monotonic()
+        self._phase, self._has_speed, self._updated = progress.phase, has_speed, time.monotonic()
         with shown("progress"):
             text = describe(progress, self.workers())
             share = 100.0 if progress.phase == "done" else 100.0 * progress.share

@@ -63,7 +63,8 @@ SCHEDULER_CONFIG: Final[dict[str, Any]] = {
     "distributed.admin.low-level-log-length": 100,
 }
 
-#: Workers of a pool that may fail to start, one after the other, before its tasks fail.
+#: How often in a row workers of a pool may fail to start before its tasks fail. Those that started together and fail
+#: together count once: a crowded machine or a file system that is slow for a minute fails all of them.
 MAXIMUM_FAILED_STARTS: Final = 3
 
 #: The same for workers whose job somebody else ended before they were up: that is no fault of theirs.
@@ -121,6 +122,7 @@ class PooledCluster(SpecCluster):
         self._failed_starts: Counter[str] = Counter()
         self._taken_starts: Counter[str] = Counter()
         self._last_failure: dict[str, str] = {}
+        self._last_counted: dict[str, float] = {}
         self._names_used: set[str] = set()
         self._broken: dict[str, PoolError] = {}
         self._starting: set[asyncio.Future[None]] = set()
@@ -258,11 +260,14 @@ class PooledCluster(SpecCluster):
         """Add workers to the specification until the pool has `size`. They start with the next correction."""
         if pool.name in self._broken:
             return
-        present = sum(1 for name in self.worker_spec if pool.owns(name))
+        present = [name for name in self.worker_spec if pool.owns(name)]
+        if self._failed_starts[pool.name]:
+            # Until one has succeeded they try alone: with the machine to itself, or at the cost of one more job only.
+            size = min(size, len(present) + all(name in self._joined for name in present))
         # A lost worker of another machine may still be alive there, so its name is never used again.
         taken = self._names_used if pool.start.shared_directory else self.worker_spec.keys()
         free = (index for index in count() if pool.worker_name(index) not in taken)
-        for _ in range(size - present):
+        for _ in range(size - len(present)):
             index = next(free)
             name = pool.worker_name(index)
             security = self._credentials.get(pool.start.shared_directory)
@@ -299,14 +304,13 @@ class PooledCluster(SpecCluster):
     async def _drop(self, pool: Pool, name: Any, worker: Any) -> None:
         reason = getattr(worker, "failure", "") or "it ended by itself"
         logger.warning("%s is gone: %s", self.place_of(str(name)), reason)
-        if name in self._joined:
-            self._failed_starts[pool.name] = self._taken_starts[pool.name] = 0
-        else:
+        if name not in self._joined and worker.began > self._last_counted.get(pool.name, -math.inf):
             starts = self._taken_starts if getattr(worker, "taken", False) else self._failed_starts
             starts[pool.name] += 1
+            self._last_counted[pool.name] = time.monotonic()
             self._last_failure[pool.name] = reason
         del self.workers[name]
-        if pool.start.shared_directory:
+        if pool.start.shared_directory or name not in self._joined:
             del self.worker_spec[name]
         self._joined.discard(name)
         self._left.pop(name, None)
@@ -340,6 +344,7 @@ class PooledCluster(SpecCluster):
         if pool is not None:
             self._left.pop(worker, None)
             self._joined.add(worker)
+            self._failed_starts[pool.name] = self._taken_starts[pool.name] = 0
             job = self.workers.get(worker)
             if job is not None and pool.start.shared_directory is None:
                 self.leases.begin(pool.name, str(worker))
@@ -380,6 +385,7 @@ class PooledCluster(SpecCluster):
                     worker = spec["cls"](address, **{"name": name, **spec["options"]})
                 worker._cluster = weakref.ref(self)
                 worker.leases = self.leases
+                worker.began = time.monotonic()
                 self._created.add(worker)
                 self.workers[name] = worker
                 task = asyncio.ensure_future(self._start_worker(name, worker))

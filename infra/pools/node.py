@@ -19,7 +19,7 @@ import dask.config
 from distributed.security import Security
 
 from infra.pools.pool import tasks_held
-from infra.pools.worker import WORKER_CONFIG, PoolNanny, quiet_dask
+from infra.pools.worker import START_TIMEOUT, WORKER_CONFIG, PoolNanny, quiet_dask
 
 #: What a shell expects of a program that was terminated.
 _TERMINATED: Final = 143
@@ -65,7 +65,7 @@ async def serve(arguments: argparse.Namespace) -> int:
         nthreads=tasks_held(arguments.nthreads),
         resources={arguments.pool: tasks_held(arguments.nthreads)},
         memory_limit=0,
-        death_timeout=arguments.death_timeout,
+        scheduler_timeout=arguments.death_timeout,
         local_directory=arguments.local_directory,
         interface=arguments.interface,
         protocol=arguments.protocol,
@@ -73,7 +73,8 @@ async def serve(arguments: argparse.Namespace) -> int:
         imports=tuple(filter(None, arguments.imports.split(","))),
     )
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, _end_at_once, nanny)
-    await nanny
+    async with asyncio.timeout(arguments.death_timeout + START_TIMEOUT):
+        await nanny
     print(f"{arguments.name} serves {arguments.scheduler}", flush=True)
     await nanny.finished()
     return 0

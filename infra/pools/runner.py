@@ -69,13 +69,20 @@ class PoolFuture(PrefectTaskRunFuture[R]):
         self._settled = threading.Event()
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[PrefectFuture[R]], None]] = []
+        self._failed_input: PrefectFuture[Any] | None = None
 
-    def settle(self, state: State[R]) -> None:
-        """Take the final state and wake everybody who waits. Only the first call counts."""
+    def settle(self, state: State[R], failed_input: PrefectFuture[Any] | None = None) -> None:
+        """Take the last state and wake everybody who waits. Only the first call counts.
+
+        Args:
+            state: The final state, or `NotReady` for a task run that never began.
+            failed_input: Why it never began.
+        """
         with self._lock:
             if self._settled.is_set():
                 return
             self._final_state = state
+            self._failed_input = failed_input
             self._settled.set()
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
@@ -100,9 +107,14 @@ class PoolFuture(PrefectTaskRunFuture[R]):
         Raises:
             TimeoutError: The task run did not end in time.
             PoolError: It was lost more often than allowed, or its pool cannot start workers.
+
+        What failed before this task run could begin is raised here too: stock, it would be that "its result is not
+        available".
         """
         if not self._settled.wait(timeout):
             raise TimeoutError(f"Task run {self.task_run_id} did not complete within {timeout} seconds")
+        if self._failed_input is not None:
+            return self._failed_input.result(raise_on_failure=raise_on_failure)
         assert self._final_state is not None
         return self._final_state.result(raise_on_failure=raise_on_failure, _sync=True)  # type: ignore[call-overload]
 
@@ -154,6 +166,7 @@ class _Submission:
         # What happens later happens in other threads, which do not know the flow run.
         self.flow_context = contextvars.copy_context()
         self.dask_future: distributed.Future | None = None
+        self._upstream: list[PrefectFuture[Any]] = []
         self._task_run = b""
         self._attempts = 0
         self._losses = 0
@@ -162,11 +175,11 @@ class _Submission:
 
     def begin(self) -> None:
         """Ask for a slot now, or as soon as the last input is there."""
-        upstream = _futures_in((self.parameters, self.wait_for))
+        self._upstream = _futures_in((self.parameters, self.wait_for))
         with self._lock:
-            self._missing += len(upstream)
+            self._missing += len(self._upstream)
         self.runner.cluster.dispatcher.expect(self.pool, 1)
-        for future in upstream:
+        for future in self._upstream:
             future.add_done_callback(self._input_ended)
         self._input_ended(None)
 
@@ -182,7 +195,8 @@ class _Submission:
             self._pack()
         except UpstreamTaskError as error:
             # Prefect's rule for a task whose input failed; found here, it does not cost a worker.
-            self.end_here(Pending(name="NotReady", message=str(error)))
+            failed = next((future for future in self._upstream if not future.state.is_completed()), None)
+            self.end_here(Pending(name="NotReady", message=str(error)), failed)
         except Exception as error:
             self.crash(error)
         else:
@@ -243,7 +257,10 @@ class _Submission:
             if not self.runner._closing:
                 self.crash(error)
         else:
-            self.future.settle(state)
+            if state.is_final():
+                self.future.settle(state)
+            else:
+                self.crash(PoolError(f"{self.label} ended as {state.name!r} on its worker: {state.message}"))
         finally:
             dask_future.release()
 
@@ -274,14 +291,14 @@ class _Submission:
         logger.error("%s", error)
         self.end_here(Crashed(message=str(error), data=error))
 
-    def end_here(self, state: State[Any]) -> None:
+    def end_here(self, state: State[Any], failed_input: PrefectFuture[Any] | None = None) -> None:
         """End the task run from this process, in Prefect too."""
         state.state_details.task_run_id = self.future.task_run_id
         try:
             self.flow_context.copy().run(self._record, state)
         except Exception as failure:  # The state still ends the future; only what Prefect shows is behind.
             logger.warning("the end of %s could not be recorded: %s", self.label, failure)
-        self.future.settle(state)
+        self.future.settle(state, failed_input)
 
     def _record(self, state: State[Any]) -> None:
         named = isinstance(self.task.task_run_name, str)
@@ -482,16 +499,17 @@ def _label(task: Task[Any, Any], parameters: dict[str, Any]) -> str:
     return task.name
 
 
-def _futures_in(expression: Any) -> set[PrefectFuture[Any]]:
-    futures: set[PrefectFuture[Any]] = set()
+def _futures_in(expression: Any) -> list[PrefectFuture[Any]]:
+    """Each future once, in the order in which they are met."""
+    futures: dict[PrefectFuture[Any], None] = {}
 
     def collect(value: Any) -> Any:
         if isinstance(value, PrefectFuture):
-            futures.add(value)
+            futures[value] = None
         return value
 
     visit_collection(expression, visit_fn=collect, return_data=False)
-    return futures
+    return list(futures)
 
 
 def _states_for_futures(expression: Any) -> Any:

@@ -77,6 +77,7 @@ class SlurmJob(SLURMJob):
         failure: Why there is no such job any more.
         taken: It was ended from outside.
         node: The node it runs on, once it does.
+        began: When it was first seen to run, on the monotonic clock; before that, when it was made.
     """
 
     leases: Leases | None = None
@@ -88,6 +89,8 @@ class SlurmJob(SLURMJob):
         self.failure = ""
         self.taken = False
         self.node = ""
+        self.began = time.monotonic()
+        self._has_run = False
         self._log = log
         self._submitted = math.inf
         self._unwanted = False
@@ -140,6 +143,8 @@ class SlurmJob(SLURMJob):
         self.state = row.state if row else "GONE"
         if row and row.node:
             self.node = row.node
+        if row and row.started is not None and not self._has_run:
+            self._has_run, self.began = True, time.monotonic()
         if row and row.started is not None and self.leases is not None and self.node:
             lease = self.leases.begin(self.pool, str(self.name), self.node)
             lease.started, lease.node, lease.job, lease.log = row.started, self.node, str(self.job_id), self.log

@@ -22,6 +22,8 @@ from distributed import Nanny, Worker
 from distributed.comm.core import CommClosedError
 from distributed.core import Status
 
+from tasks.errors import PoolError
+
 #: Dask settings of the worker process. Its memory is not Dask's business: frames live outside Dask, and where memory
 #: is limited a control group does it. The rest keeps an idle worker from waking up for statistics nobody reads.
 WORKER_CONFIG: Final[dict[str, Any]] = {
@@ -65,8 +67,8 @@ _guard: subprocess.Popen[bytes] | None = None
 
 _HEARTBEAT_SECONDS: Final = 5.0
 
-#: Seconds until a worker process must have found the scheduler; generous, for machines that are busy starting up.
-_START_TIMEOUT: Final = 180.0
+#: Seconds until a worker process must be up; generous, for machines that are busy starting up.
+START_TIMEOUT: Final = 180.0
 
 
 class PoolWorker(Worker):
@@ -75,12 +77,19 @@ class PoolWorker(Worker):
     Args:
         niceness: Added to the scheduling priority of this process and its children.
         imports: Modules to import before the worker takes tasks.
+        scheduler_timeout: Seconds after which a worker that finds no scheduler gives up; `None` for never.
         arenas: See `_Arenas`; did its work when it reached this process.
         **options: See `distributed.Worker`.
     """
 
     def __init__(
-        self, *args: Any, niceness: int = 0, imports: Sequence[str] = (), arenas: object = None, **options: Any
+        self,
+        *args: Any,
+        niceness: int = 0,
+        imports: Sequence[str] = (),
+        scheduler_timeout: float | None = None,
+        arenas: object = None,
+        **options: Any,
     ) -> None:
         quiet_dask()
         logging.getLogger("prefect.task_runs").addFilter(_is_no_success)
@@ -91,6 +100,7 @@ class PoolWorker(Worker):
             _rank_session(niceness)
         super().__init__(*args, **options)
         self._imports = tuple(imports)
+        self._scheduler_timeout = scheduler_timeout
 
     async def start_unsafe(self) -> PoolWorker:
         """Load the modules, then register.
@@ -99,7 +109,18 @@ class PoolWorker(Worker):
         another in a circle do not survive.
         """
         await asyncio.get_running_loop().run_in_executor(None, _import_ahead, self._imports)
-        return await super().start_unsafe()
+        # Not Dask's `death_timeout`, which would count the imports too: on a busy machine these take longer.
+        try:
+            async with asyncio.timeout(self._scheduler_timeout):
+                return await super().start_unsafe()
+        except TimeoutError:
+            # Printed: what is raised here is wrapped, sent and wrapped again before it ends the nanny.
+            error = PoolError(
+                f"no scheduler at {self.scheduler.address} within {self._scheduler_timeout:g} s",
+                "If its flow still runs, look for a firewall between this node and it",
+            )
+            print(error, file=sys.stderr, flush=True)
+            raise error from None
 
     async def heartbeat(self) -> None:
         """Tell the scheduler what is going on here, less often than Dask would: two processes a second add up.
@@ -134,10 +155,18 @@ class PoolNanny(Nanny):
     Args:
         niceness: See `PoolWorker`.
         imports: See `PoolWorker`.
+        scheduler_timeout: See `PoolWorker`; also for the nanny itself.
         **options: See `distributed.Nanny`.
     """
 
-    def __init__(self, *args: Any, niceness: int = 0, imports: Sequence[str] = (), **options: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        niceness: int = 0,
+        imports: Sequence[str] = (),
+        scheduler_timeout: float | None = None,
+        **options: Any,
+    ) -> None:
         options |= {
             "worker_class": PoolWorker,
             "dashboard_address": "127.0.0.1:0",
@@ -145,8 +174,11 @@ class PoolNanny(Nanny):
             "preload_nanny": [],
             "niceness": niceness,
             "imports": tuple(imports),
+            "scheduler_timeout": scheduler_timeout,
         }
         super().__init__(*args, **options)
+        if scheduler_timeout is not None:
+            self.rpc.timeout = scheduler_timeout
         self.config = dask.config.merge(self.config, WORKER_CONFIG)
         # Dask would write these into the environment of *this* process (threads per library, one for all pools). The
         # pool's own variables reach the worker through `env`, early enough for every library a task loads.
@@ -163,6 +195,8 @@ class PoolNanny(Nanny):
         if process.status == Status.starting and process.process is not None and process.process.pid:
             # Dask would wait until the process is up, only to end it.
             await process.process.kill()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(process.stopped.wait(), _CLOSE_TIMEOUT)
         await super().kill(timeout=_CLOSE_TIMEOUT, reason=reason)
 
 
@@ -170,7 +204,7 @@ class LocalNanny(PoolNanny):
     """A nanny in the process of the scheduler, for a worker of this machine."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{**options, "host": "127.0.0.1", "death_timeout": _START_TIMEOUT})
+        super().__init__(*args, **{**options, "host": "127.0.0.1", "death_timeout": START_TIMEOUT})
 
 
 def quiet_dask() -> None:

@@ -15,6 +15,9 @@ from tasks.errors import SettingsError
 #: Longest path of a Unix socket on Linux, without the closing zero.
 _LONGEST_SOCKET = 107
 
+#: Slurm's own `MessageTimeout`, in seconds.
+_MESSAGE_TIMEOUT = 10
+
 
 @dataclass(frozen=True)
 class Timings:
@@ -23,6 +26,8 @@ class Timings:
     Attributes:
         node_timeout: A node that does not answer for so long is down, and its jobs are requeued or fail. Slurm only
             looks from time to time: 5 s means 25 to 30 s, and 20 s about 35 s.
+        message_timeout: How long an answer may take. Slurm asks a silent node several times before it believes it: with
+            4 s instead of 10, and a `node_timeout` of 8, it is down after 12 to 15 s instead of 25 to 30.
         kill_wait: Between SIGTERM and SIGKILL for a job that is cancelled.
         remember_jobs: How long `squeue --states=all` shows a job after its end.
         credential_lifetime: How long a message stays valid. A requeued job is also held for so long; a machine that is
@@ -30,13 +35,18 @@ class Timings:
     """
 
     node_timeout: int = 20
+    message_timeout: int = _MESSAGE_TIMEOUT
     kill_wait: int = 5
     remember_jobs: int = 300
     credential_lifetime: int = 10
 
     def __post_init__(self) -> None:
         # Slurm ignores values below the last two, or takes its defaults of minutes instead.
-        if min(self.node_timeout, self.kill_wait) < 1 or self.remember_jobs < 2 or self.credential_lifetime < 5:
+        if (
+            min(self.node_timeout, self.message_timeout, self.kill_wait) < 1
+            or self.remember_jobs < 2
+            or self.credential_lifetime < 5
+        ):
             raise SettingsError(
                 f"these timings are too short: {self}",
                 "Use 5 s or more for credential_lifetime, 2 s for remember_jobs and 1 s for the others",
@@ -134,6 +144,8 @@ def slurm_conf(description: SlurmDescription, place: Place, timings: Timings) ->
         "KillWait": timings.kill_wait,
         "MinJobAge": timings.remember_jobs,
     }
+    if timings.message_timeout != _MESSAGE_TIMEOUT:
+        settings["MessageTimeout"] = timings.message_timeout
     if not place.listen_everywhere:
         settings["CommunicationParameters"] = "NoInAddrAny,NoCtldInAddrAny"
     if place.plugins is not None:

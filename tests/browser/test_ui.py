@@ -23,9 +23,16 @@ from tasks.media.sample import FRAMES, write_sample
 from tests.browser.chromium import running_chromium
 from tests.flows.jobs import PATIENCE
 from tests.installation import Installation
+from tests.media.clips import run_ffmpeg
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.browser
+
+#: Where runs end.
+_ENDED: Final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+#: Characters of the log that a failure shows.
+_LOG_SHOWN: Final = 6000
 
 #: Milliseconds in which a page shows what it is waited for, also on a busy machine.
 _PAGE: Final = 60_000
@@ -92,17 +99,28 @@ class Operator:
         wanted = {"flow_run_id": {"any_": [run]}, "key": {"any_": [key]}}
         self.page.goto("about:blank")  # A timeline that moves takes half a core where there is no GPU.
 
-        def found() -> dict[str, Any] | None:
-            return next(
-                (
-                    one
-                    for one in self.installation.ask("/artifacts/filter", artifacts=wanted)
-                    if text in str(one["description"])
-                ),
-                None,
-            )
+        seen: list[str] = []
 
-        shown: dict[str, Any] = eventually(found, PATIENCE)
+        def found() -> dict[str, Any] | None:
+            # Asked for first: what a run that has ended then does not have, it never will.
+            state = self.installation.state(run)
+            there: list[dict[str, Any]] = self.installation.ask("/artifacts/filter", artifacts=wanted)
+            seen[:] = [state, *(str(one["description"]) for one in there)]
+            fitting = next((one for one in there if text in str(one["description"])), None)
+            assert fitting or state not in _ENDED, f"the run ended {state}"
+            return fitting
+
+        try:
+            shown: dict[str, Any] = eventually(found, PATIENCE)
+        except AssertionError as error:
+            self.go(f"/runs/flow-run/{run}")
+            self.page.wait_for_load_state("networkidle")
+            self.keep("missed")
+            log = self.installation.log.read_text(errors="replace")[-_LOG_SHOWN:]
+            raise AssertionError(
+                f"no artifact {key!r} with {text!r} of run {run}: {error}. Last seen: {seen}. "
+                f"A picture is in {self.pictures}/missed.png. What server, worker and runs said last:\n{log}"
+            ) from error
         return shown
 
     def open(self, artifact: dict[str, Any]) -> None:
@@ -176,9 +194,12 @@ def test_a_wrong_form_is_refused_before_a_run_starts(operator: Operator, sample:
     assert len(operator.installation.runs("upscale-video")) == before
 
 
-def test_a_cancelled_run_is_shown_as_cancelled_and_its_workers_are_gone(operator: Operator, tmp_path: Path) -> None:
+def test_a_cancelled_run_is_shown_as_cancelled_and_its_workers_are_gone(
+    operator: Operator, sample: Path, tmp_path: Path
+) -> None:
     film = tmp_path / "film.mp4"
-    write_sample(film, 1200)
+    # To draw so many frames would take longer than all the rest.
+    run_ffmpeg("-stream_loop", "9", "-i", sample, "-map", "0:v", "-c:v", "libx264", "-preset", "veryfast", film)
     run = operator.run(film, f"{tmp_path}/large.mp4")
     operator.artifact(run, "progress", "frames/s")
     ledger = open_ledger(LedgerSettings(file=str(operator.installation.home / "jobs.sqlite")))

@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
+from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -28,8 +29,9 @@ from prefect.client.schemas.filters import (
     LogFilterFlowRunId,
 )
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.runtime import flow_run as this_flow_run
 
-from flows.artifacts.progress import describe, duration
+from flows.artifacts.progress import ProgressShown, describe, duration
 from flows.artifacts.report import Story, chunk_rows, curve, failure_page
 from flows.artifacts.timeline import draw_small_timeline
 from flows.chunk_runs import FinishedChunk
@@ -297,6 +299,29 @@ def test_refused_run_says_why(studio: Studio) -> None:
 )
 def test_progress_in_words(progress: Progress, workers: dict[str, int], text: str) -> None:
     assert describe(progress, workers).replace("\N{NO-BREAK SPACE}", " ") == text
+
+
+def test_the_first_speed_is_shown_at_once(prefect_api: Api) -> None:
+    begun = Progress(0, 50, 0, 9, None, None, "upscaling")
+    later = [
+        replace(begun, frames_done=done, frames_per_second=speed) for done, speed in ((5, None), (9, 4.0), (13, 5.0))
+    ]
+
+    @flow
+    def shows() -> list[str]:
+        with open_pools(local_pools(), warm=False) as cluster, get_client(sync_client=True) as client:
+            shown = ProgressShown(lambda: cluster)
+            wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[this_flow_run.id]))
+            read = []
+            for progress in (begun, *later):
+                shown.show(progress)
+                (artifact,) = client.read_artifacts(artifact_filter=wanted)
+                read.append(str(artifact.description))
+            return read
+
+    # All in a moment, in which nothing else is news.
+    told = "upscaling · 9 of 50 frames · 4.0 frames/s · no workers"
+    assert shows() == [*["upscaling · 0 of 50 frames · no workers"] * 2, told, told]
 
 
 @pytest.mark.parametrize(

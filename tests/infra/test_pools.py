@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 from distributed import Client, Nanny
 
 from infra.pools import LocalWorker, Pool, PooledCluster, local_pools, open_pools
+from infra.pools.cluster import MAXIMUM_FAILED_STARTS
 from infra.pools.opening import current_cluster
 from infra.pools.pool import cuda_devices
 from tasks.cores import usable_cores
@@ -203,6 +204,27 @@ class StartsNever(LocalWorker):
         return {**entry, "options": {**entry["options"], "niceness": "nonsense"}}
 
 
+@dataclass(frozen=True)
+class StartsLater(LocalWorker):
+    """A worker that starts after some have failed to.
+
+    Attributes:
+        failing: How many.
+        begun: For each that was started: how many others of its pool were not up yet.
+    """
+
+    failing: int = 0
+    begun: list[int] = field(default_factory=list)
+    cluster: list[PooledCluster] = field(default_factory=list)
+
+    def spec(self, pool: Pool, index: int, security: Any) -> dict[str, Any]:
+        entry = super().spec(pool, index, security)
+        (cluster,) = self.cluster
+        self.begun.append(len(cluster.worker_spec.keys() - cluster.observed))
+        niceness = "nonsense" if len(self.begun) <= self.failing else 0
+        return {**entry, "options": {**entry["options"], "niceness": niceness}}
+
+
 @pytest.fixture
 def restless() -> Iterator[PooledCluster]:
     """Pools whose workers leave after half a second without work."""
@@ -253,6 +275,18 @@ class TestScaling:
             pytest.raises(PoolError, match="failed to start 3 times"),
         ):
             client.submit(time.sleep, 0, resources={"gpu": 1}, pure=False).result(120)
+
+    def test_workers_that_fail_to_start_together_count_once(self) -> None:
+        # More than may fail in a row, all at the same time, and then one more.
+        together = MAXIMUM_FAILED_STARTS + 1
+        start = StartsLater(imports=(), failing=together + 1)
+        pool = Pool("gpu", maximum=together, start=start)
+        with open_pools([pool], warm=False, interval=0.1) as cluster, Client(cluster, set_as_default=False) as client:
+            start.cluster.append(cluster)
+            futures = [client.submit(os.getpid, resources={"gpu": 1}, pure=False) for _ in range(together)]
+            assert all(client.gather(futures))
+        # Those after them began only when no other one was on its way.
+        assert start.begun[: together + 2] == [*range(together), 0, 0]
 
     def test_what_a_flow_run_did_is_forgotten_with_it(self, pools: PooledCluster) -> None:
         with Client(pools, set_as_default=False) as client:

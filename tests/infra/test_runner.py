@@ -41,10 +41,16 @@ def task_runs(flow_run_id: Any, count: int) -> dict[str, TaskRun]:
     """The task runs of a flow run by name, once Prefect has written down that many and how each ended."""
 
     def ended() -> dict[str, TaskRun] | None:
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+        found: dict[Any, TaskRun] = {}  # By identifier: one that is written down meanwhile shifts the pages.
         with get_client(sync_client=True) as client:
-            found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])))
-        settled = all(run.state and (run.state.is_final() or run.state.name == "NotReady") for run in found)
-        return {run.name: run for run in found} if settled and len(found) >= count else None
+            while page := client.read_task_runs(flow_run_filter=wanted, limit=200, offset=len(found)):
+                if not {run.id for run in page} - found.keys():
+                    break
+                found |= {run.id: run for run in page}
+        runs = found.values()
+        settled = all(run.state and (run.state.is_final() or run.state.name == "NotReady") for run in runs)
+        return {run.name: run for run in runs} if settled and len(runs) >= count else None
 
     return eventually(ended)
 
@@ -202,6 +208,22 @@ class TestFutures:
             return this_flow_run.id
 
         assert sorted(states(failing(), 2).values()) == ["Failed", "NotReady"]
+
+    def test_what_never_began_tells_why(self, pools: PooledCluster) -> None:
+        @flow(name="never-began", task_runner=runner)
+        def never_began() -> Any:
+            bad = sample.broken.submit(7)
+            after = sample.upscale.submit(bad)
+            last = sample.encode.submit(sample.extract.submit(0), wait_for=[after])
+            with pytest.raises(ValueError, match="chunk 7 is broken"):
+                last.result()
+            assert isinstance(last.result(raise_on_failure=False), ValueError)
+            return after.result()
+
+        state = never_began(return_state=True)
+        assert state.is_failed()
+        with pytest.raises(ValueError, match="chunk 7 is broken"):
+            state.result()
 
     def test_persisted_results_are_reused(self, pools: PooledCluster, tmp_path: Path) -> None:
         log = str(tmp_path / "log")

@@ -14,6 +14,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +42,9 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.slurm
 
 IDLE = 5.0
-NODE_TIMEOUT = 8
+
+#: A silent node is given up soon.
+TIMINGS = Timings(node_timeout=8, message_timeout=4)
 
 #: GPU jobs give way to those of `urgent`.
 DESCRIPTION = SlurmDescription(
@@ -47,6 +52,18 @@ DESCRIPTION = SlurmDescription(
         Partition("cpu", nodes=2, cpus=4, memory_mb=8000),
         Partition("gpu", nodes=2, cpus=4, memory_mb=8000, gpus=3, when_preempted=WhenPreempted.CANCEL),
         Partition("urgent", shares_nodes_of="gpu", priority_tier=10),
+    )
+)
+
+#: More nodes, where accidents that Slurm takes long to notice happen meanwhile.
+LARGE_DESCRIPTION = SlurmDescription(
+    (
+        *DESCRIPTION.partitions,
+        *(
+            Partition(f"{kind}-{accident}", nodes=2, cpus=4, memory_mb=8000, gpus=gpus)
+            for accident in ("timed", "killed", "cut")
+            for kind, gpus in (("cpu", 0), ("gpu", 3))
+        ),
     )
 )
 
@@ -63,17 +80,30 @@ def slurm() -> Iterator[LocalSlurm]:
     """A cluster for the tests of this module."""
     programs_or_skip()
     # Detached: daemons otherwise end with the thread that starts them, here those in which accidents happen.
-    with LocalSlurm(DESCRIPTION, timings=Timings(node_timeout=NODE_TIMEOUT), detached=True) as slurm, slurm.use():
+    with LocalSlurm(DESCRIPTION, timings=TIMINGS, detached=True) as slurm, slurm.use():
         yield slurm
 
 
 @dataclass
 class Site:
-    """Slurm, and pools on it."""
+    """Slurm, and pools on it.
+
+    Attributes:
+        slurm: The cluster.
+        folder: For logs and shared files.
+        options: More of the workers.
+        suffix: What the names of the partitions `cpu` and `gpu` end with.
+    """
 
     slurm: LocalSlurm
     folder: Path
     options: dict[str, Any] = field(default_factory=lambda: {"interface": "lo"})
+    suffix: str = ""
+
+    @property
+    def partitions(self) -> tuple[str, str]:
+        """Those of the pools."""
+        return f"cpu{self.suffix}", f"gpu{self.suffix}"
 
     @property
     def log(self) -> Path:
@@ -96,8 +126,9 @@ class Site:
 
         # A lost chunk starts again before all others, so chance may have one chunk hit by every accident of a test.
         common: dict[str, Any] = {"idle_seconds": IDLE, "maximum_losses": 4 * TIMES}
-        cpu = Pool("cpu", slots=2, maximum=2, coming="ignore", start=worker("cpu"), **common)
-        start = worker("gpu", gres=gres, **gpu_options)
+        cpu_partition, gpu_partition = self.partitions
+        cpu = Pool("cpu", slots=2, maximum=2, coming="ignore", start=worker(cpu_partition), **common)
+        start = worker(gpu_partition, gres=gres, **gpu_options)
         return cpu, Pool("gpu", maximum=gpus, coming="keep", start=start, **common)
 
     @contextlib.contextmanager
@@ -110,7 +141,8 @@ class Site:
 
     def alive(self) -> set[int]:
         """Numbers of the jobs that have not ended."""
-        return {job.id for job in self.slurm.squeue() if job.name.startswith("superres-") and not job.ended}
+        mine = (job for job in self.slurm.squeue() if job.partition in self.partitions)
+        return {job.id for job in mine if job.name.startswith("superres-") and not job.ended}
 
     def busy(self, stage: str) -> list[Note]:
         """Tasks of a stage that run now, as far as their notes tell."""
@@ -154,10 +186,14 @@ def _exists(pid: int) -> bool:
 
 @pytest.fixture
 def site(slurm: LocalSlurm, prefect_api: Api, tmp_path: Path) -> Iterator[Site]:
-    site = Site(slurm, tmp_path)
+    yield from cleared(Site(slurm, tmp_path))
+
+
+def cleared(site: Site) -> Iterator[Site]:
+    """A site, and then no job on it."""
     yield site
     for job in site.alive():
-        slurm.run("scancel", str(job))
+        site.slurm.run("scancel", str(job))
     eventually(lambda: not site.alive(), 20)
 
 
@@ -369,23 +405,140 @@ class Accidents:
                 self._over.touch()
 
 
+def run(
+    site: Site, happen: Callable[[], int], chance: random.Random, *,
+    pools: tuple[Pool, ...] | None = None, seconds: tuple[float, float, float] = (0.5, 1.2, 0.5),
+) -> None:  # fmt: skip
+    """Let accidents happen to a run, which has to end as if nothing had."""
+    over = site.folder / "over"
+    with site.open(pools or site.pools()), Accidents(happen, TIMES, chance, over=over) as accidents:
+        state = flows.stream(8, list(seconds), str(site.log), until=str(over), return_state=True)
+        chunks = len(state.result())
+        assert state.result() == list(range(chunks))
+        assert set(ends(state, 3 * chunks).values()) == {"Completed"}
+    assert accidents.count >= TIMES
+    # Each accident hits at most the two jobs of one pool, with two slots each.
+    site.check_all_done_once(chunks, in_flight=4 * accidents.count)
+
+
+def node_daemon_killed(site: Site, chance: random.Random, daemons: Executor) -> None:
+    def kill() -> int:
+        victims = {entry.node: entry for entry in site.busy("upscale")}
+        for node in victims:
+            site.slurm.kill_node(node)
+        # Jobs run on until Slurm gives the nodes up; then the workers are let go of, and the nodes come back.
+        eventually(lambda: gone(site, victims.values()), TIMINGS.node_timeout + 50)
+        for node in victims:
+            daemons.submit(site.slurm.start_node, node).result()
+        return len(victims)
+
+    run(site, kill, chance, seconds=LONG, pools=site.pools(gres="gpu:2"))
+
+
+def wall_time_over(site: Site, chance: random.Random, _: Executor) -> None:
+    # Slurm counts in minutes and looks every half: five jobs meet their end between 60 and 90 s.
+    cpu, gpu = site.pools(gpus=TIMES, walltime="00:01:00")
+    over, seen = site.folder / "over", set[int]()
+
+    def ended() -> set[int]:
+        jobs = [(job.id, job.partition, job.state) for job in site.slurm.squeue()]
+        return {number for number, *rest in jobs if rest == [gpu.start.partition, "TIMEOUT"]}  # type: ignore[attr-defined]
+
+    def look() -> int:
+        new = ended() - seen
+        seen.update(new)
+        return len(new)
+
+    with site.open((cpu, replace(gpu, maximum=TIMES))), Accidents(look, TIMES, chance, over=over):
+        state = flows.stream(15, [0.1, 8.0, 0.1], str(site.log), window=15, until=str(over), return_state=True)
+        chunks = len(state.result())
+        assert state.result() == list(range(chunks))
+        assert set(ends(state, 3 * chunks).values()) == {"Completed"}
+    site.check_all_done_once(chunks, in_flight=TIMES)
+    assert len(ended()) >= TIMES
+
+
+def node_cut_off(site: Site, chance: random.Random, _: Executor) -> None:
+    def cut() -> int:
+        victims = {entry.node: entry for entry in site.busy("upscale")}
+        for node in victims:
+            site.slurm.cut(node)
+        eventually(lambda: not site.alive() & {int(entry.job) for entry in victims.values()}, 60)
+        for node in victims:
+            site.slurm.mend(node)
+        # Its processes may not outlive the loss for long, or two workers would have one GPU.
+        eventually(lambda: gone(site, victims.values()), 60)
+        return len(victims)
+
+    run(site, cut, chance, seconds=LONG, pools=site.pools(gres="gpu:2"))
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What goes on behind the tests of a class.
+
+    Attributes:
+        slurm: Where.
+        options: Of the workers there.
+        runs: Runs that meet slow accidents; each raises what is wrong when it is over.
+    """
+
+    slurm: LocalSlurm
+    options: dict[str, Any]
+    runs: dict[str, Future[None]]
+
+
+@pytest.fixture(scope="class")
+def behind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
+    """Slow accidents under way, those that tests ask for."""
+    programs_or_skip()
+    asked_for = {item.name for item in request.session.items}
+    has_network = can_use_network_namespaces()
+    folder = tmp_path_factory.mktemp("behind")
+    seed = os.environ.get("CHAOS_SEED") or time.time_ns()
+    print(f"CHAOS_SEED={seed}")
+    with ExitStack() as held:
+        patch = held.enter_context(pytest.MonkeyPatch.context())
+        patch.setitem(cluster_module.SCHEDULER_CONFIG, "distributed.comm.timeouts.tcp", "12s")
+        patch.setenv("SUPERRES_HOME", str(folder / "home"))
+        patch.delenv("PREFECT_API_URL", raising=False)
+        slurm = held.enter_context(LocalSlurm(LARGE_DESCRIPTION, timings=TIMINGS, network=has_network))
+        held.enter_context(slurm.use())
+        held.enter_context(ensure_api(home=folder / "prefect", host=slurm.address))
+        # Daemons end with the thread that starts them, and the accidents' own end before their pools.
+        daemons = held.enter_context(ThreadPoolExecutor(1))
+        threads = held.enter_context(ThreadPoolExecutor())
+        options = {"host": slurm.address, "interface": "eth0"} if has_network else {"interface": "lo"}
+        runs: dict[str, Future[None]] = {}
+
+        def begin(name: str, accident: Callable[[Site, random.Random, Executor], None]) -> Site:
+            site = Site(slurm, folder / name, options, f"-{name}")
+            site.folder.mkdir()
+            chance = random.Random(f"{seed} {name}")
+            runs[name] = threads.submit(copy_context().run, accident, site, chance, daemons)
+            return site
+
+        if "test_wall_time_over" in asked_for:
+            timed = begin("timed", wall_time_over)
+            # Its jobs have a minute, so they start alone.
+            eventually(lambda: len(timed.busy("upscale")) == TIMES or runs["timed"].done(), 120)
+        if "test_node_daemon_killed" in asked_for:
+            begin("killed", node_daemon_killed)
+        if "test_node_cut_off" in asked_for and has_network:
+            begin("cut", node_cut_off)
+        yield Behind(slurm, options, runs)
+
+
 @pytest.mark.chaos
 class TestAccidents:
-    """Each run ends with the same result, finished work is not repeated, and nothing is left behind."""
+    """Each run ends with the same result, finished work is not repeated, and nothing is left behind.
 
-    def run(
-        self, site: Site, happen: Callable[[], int], chance: random.Random, *,
-        pools: tuple[Pool, ...] | None = None, seconds: tuple[float, float, float] = (0.5, 1.2, 0.5),
-    ) -> None:  # fmt: skip
-        over = site.folder / "over"
-        with site.open(pools or site.pools()), Accidents(happen, TIMES, chance, over=over) as accidents:
-            state = flows.stream(8, list(seconds), str(site.log), until=str(over), return_state=True)
-            chunks = len(state.result())
-            assert state.result() == list(range(chunks))
-            assert set(ends(state, 3 * chunks).values()) == {"Completed"}
-        assert accidents.count >= TIMES
-        # Each accident hits at most the two jobs of one pool, with two slots each.
-        site.check_all_done_once(chunks, in_flight=4 * accidents.count)
+    Accidents that Slurm takes long to notice happen behind the others; they are looked at last.
+    """
+
+    @pytest.fixture
+    def site(self, behind: Behind, tmp_path: Path) -> Iterator[Site]:
+        yield from cleared(Site(behind.slurm, tmp_path, behind.options))
 
     @pytest.mark.parametrize("stage", ["extract", "upscale", "encode"])
     def test_job_cancelled(self, site: Site, chance: random.Random, stage: str) -> None:
@@ -394,7 +547,7 @@ class TestAccidents:
                 site.slurm.run("scancel", chance.choice(busy).job)
             return bool(busy)
 
-        self.run(site, cancel, chance)
+        run(site, cancel, chance)
 
     @pytest.mark.parametrize("stage", ["extract", "upscale", "encode"])
     def test_worker_killed(self, site: Site, chance: random.Random, stage: str) -> None:
@@ -404,7 +557,7 @@ class TestAccidents:
                     os.kill(chance.choice(busy).process, signal.SIGKILL)
             return bool(busy)
 
-        self.run(site, kill, chance)
+        run(site, kill, chance)
 
     def test_node_set_down(self, site: Site, chance: random.Random) -> None:
         down: list[str] = []
@@ -418,29 +571,9 @@ class TestAccidents:
                 site.slurm.set_node(down[0], "down")
             return bool(busy)
 
-        self.run(site, set_down, chance)
+        run(site, set_down, chance)
         for node in down:
             site.slurm.set_node(node, "resume")
-
-    def test_controller_restarted(self, site: Site, chance: random.Random) -> None:
-        def restart() -> bool:
-            site.slurm.restart_controller()
-            return True
-
-        self.run(site, restart, chance)
-
-    def test_node_daemon_killed(self, site: Site, chance: random.Random) -> None:
-        def kill() -> int:
-            victims = {entry.node: entry for entry in site.busy("upscale")}
-            for node in victims:
-                site.slurm.kill_node(node)
-            # Jobs run on until Slurm gives the nodes up; then the workers are let go of, and the nodes come back.
-            eventually(lambda: gone(site, victims.values()), NODE_TIMEOUT + 50)
-            for node in victims:
-                site.slurm.start_node(node)
-            return len(victims)
-
-        self.run(site, kill, chance, seconds=LONG, pools=site.pools(gres="gpu:2"))
 
     def test_preempted(self, site: Site, chance: random.Random) -> None:
         def preempt() -> bool:
@@ -454,46 +587,27 @@ class TestAccidents:
             eventually(lambda: int(victim.job) not in site.alive(), 30)
             return True
 
-        self.run(site, preempt, chance)
+        run(site, preempt, chance)
 
-    def test_wall_time_over(self, site: Site, chance: random.Random) -> None:
-        # Slurm counts in minutes and looks every half: five jobs meet their end between 60 and 90 s.
-        cpu, gpu = site.pools(gpus=TIMES, walltime="00:01:00")
-        chunks = 50
-        with site.open((cpu, replace(gpu, maximum=TIMES))):
-            state = flows.stream(chunks, [0.1, 10.0, 0.1], str(site.log), window=15, return_state=True)
-            assert state.result() == list(range(chunks))
-            assert set(ends(state, 3 * chunks).values()) == {"Completed"}
-        site.check_all_done_once(chunks, in_flight=TIMES)
-        ended = [job for job in site.slurm.squeue() if (job.partition, job.state) == ("gpu", "TIMEOUT")]
-        assert len(ended) >= TIMES
+    def test_node_daemon_killed(self, behind: Behind) -> None:
+        behind.runs["killed"].result()
+
+    def test_wall_time_over(self, behind: Behind) -> None:
+        behind.runs["timed"].result()
 
     @pytest.mark.skipif(not can_use_network_namespaces(), reason="this process may not make network namespaces")
-    def test_node_cut_off(self, tmp_path: Path, chance: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
-        programs_or_skip()
-        monkeypatch.setitem(cluster_module.SCHEDULER_CONFIG, "distributed.comm.timeouts.tcp", "12s")
-        monkeypatch.setenv("SUPERRES_HOME", str(tmp_path / "home"))
-        monkeypatch.delenv("PREFECT_API_URL")
-        timings = Timings(node_timeout=NODE_TIMEOUT)
-        with (
-            LocalSlurm(DESCRIPTION, timings=timings, network=True) as slurm,
-            slurm.use(),
-            ensure_api(home=tmp_path / "prefect", host=slurm.address),
-        ):
-            site = Site(slurm, tmp_path, {"host": slurm.address, "interface": "eth0"})
+    def test_node_cut_off(self, behind: Behind) -> None:
+        behind.runs["cut"].result()
 
-            def cut() -> int:
-                victims = {entry.node: entry for entry in site.busy("upscale")}
-                for node in victims:
-                    slurm.cut(node)
-                eventually(lambda: not site.alive() & {int(entry.job) for entry in victims.values()}, 60)
-                for node in victims:
-                    slurm.mend(node)
-                # Its processes may not outlive the loss for long, or two workers would have one GPU.
-                eventually(lambda: gone(site, victims.values()), 60)
-                return len(victims)
 
-            self.run(site, cut, chance, seconds=LONG, pools=site.pools(gres="gpu:2"))
+@pytest.mark.chaos
+class TestLosses:
+    def test_controller_restarted(self, site: Site, chance: random.Random) -> None:
+        def restart() -> bool:
+            site.slurm.restart_controller()
+            return True
+
+        run(site, restart, chance)
 
     def test_a_killed_workers_chunk_starts_again_within_seconds(self, site: Site) -> None:
         with site.open(site.pools(gpus=1)):

@@ -130,6 +130,11 @@ def test_facts_of_the_machine() -> None:
     assert "GresTypes" not in text
 
 
+def test_messages_may_wait_for_less_long() -> None:
+    text = slurm_conf(DEVELOPMENT, PLACE, Timings(message_timeout=4))
+    assert [line for line in text.splitlines() if line not in SLURM_CONF] == ["MessageTimeout=4"]
+
+
 @pytest.mark.parametrize("folder", ["relative", "/with space", "/with#sign", "/with,comma", "/with%n", "/" + "x" * 100])
 def test_folders_that_slurm_cannot_use(folder: str) -> None:
     with pytest.raises(SettingsError, match="folder"):
