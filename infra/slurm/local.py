@@ -33,6 +33,10 @@ _READY_SECONDS: Final = 60.0
 
 _COMMAND_SECONDS: Final = 60.0
 
+#: Starts with other ports each, if daemons say that theirs are `_TAKEN`.
+_ATTEMPTS: Final = 3
+_TAKEN: Final = "Address already in use"
+
 #: What a cluster puts into its folder, and its next start removes.
 _FOLDERS: Final = ("devices", "log", "munge", "run", "spool", "state")
 _RECORD: Final = "daemons.json"
@@ -134,17 +138,15 @@ class LocalSlurm:
         with self._locked():
             if self._daemons.names():
                 raise SlurmError(f"a Slurm already runs in {self.folder}", "Use it, end it, or choose another folder")
-            try:
-                self._write_files()
-                self._start_munged()
-                self.start_controller()
-                nodes = list(self.description.nodes())
-                for node in nodes:
-                    self._launch_node(node.name)
-                self._await(self._all_idle, [f"slurmd {node.name}" for node in nodes], self.folder / "log")
-            except BaseException:
-                self._end()
-                raise
+            for attempt in range(1, _ATTEMPTS + 1):
+                try:
+                    self._start_daemons()
+                    break
+                except BaseException as error:
+                    self._end()
+                    # Between the choice of a port and its use another program may have taken it.
+                    if attempt == _ATTEMPTS or not isinstance(error, SlurmError) or _TAKEN not in str(error):
+                        raise
         return self
 
     def stop(self) -> None:
@@ -373,6 +375,15 @@ class LocalSlurm:
         place.slurm_conf.write_text(slurm_conf(self.description, place, self.timings))
         place.gres_conf.write_text(gres_conf(self.description, place))
 
+    def _start_daemons(self) -> None:
+        self._write_files()
+        self._start_munged()
+        self.start_controller()
+        nodes = list(self.description.nodes())
+        for node in nodes:
+            self._launch_node(node.name)
+        self._await(self._all_idle, [f"slurmd {node.name}" for node in nodes], self.folder / "log")
+
     def _start_munged(self) -> None:
         munge = self.folder / "munge"
         key = munge / "munge.key"
@@ -408,7 +419,10 @@ class LocalSlurm:
             ended = [name for name in daemons if name not in alive]
             if ended or time.monotonic() > deadline:
                 problem = f"{ended[0]} ended while starting" if ended else f"{daemons[0]} did not start"
-                raise SlurmError(problem, f"Look at {log} and {self.folder / 'log' / 'output.log'}")
+                output = self.folder / "log" / "output.log"
+                fatal = [line for line in output.read_text(errors="replace").splitlines() if "fatal: " in line]
+                words = f", which says: {fatal[-1].partition('fatal: ')[2]}" if fatal else ""
+                raise SlurmError(problem, f"Look at {log} and {output}{words}")
             time.sleep(0.01)
 
     def _holds(self, condition: Callable[[], bool]) -> bool:

@@ -302,6 +302,27 @@ class TestLife:
             LocalSlurm(folder=tmp_path / "one").start()
         assert processes_of(tmp_path / "one") == []
 
+    def test_a_port_that_is_taken_meanwhile_is_given_up(
+        self, slurm_programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        chosen: list[list[int]] = []
+        with socket.socket() as other:
+            other.bind(("", 0))
+            other.listen()
+
+            def choose(count: int) -> list[int]:
+                chosen.append(_free_ports(count))
+                return chosen[-1] if len(chosen) > 1 else [other.getsockname()[1], *chosen[-1][1:]]
+
+            monkeypatch.setattr("infra.slurm.local._free_ports", choose)
+            with LocalSlurm(folder=tmp_path / "one") as cluster:
+                assert set(cluster.node_states().values()) == {"idle"}
+            assert len(chosen) == 2
+            monkeypatch.setattr("infra.slurm.local._free_ports", lambda count: [other.getsockname()[1]] * count)
+            with pytest.raises(SlurmError, match=r"slurmctld ended while starting.*says: .*Address already in use"):
+                LocalSlurm(folder=tmp_path / "two").start()
+        assert processes_of(tmp_path) == []
+
     def test_a_folder_with_other_things_is_refused(self, slurm_programs: Programs, tmp_path: Path) -> None:
         (tmp_path / "log").mkdir()
         with pytest.raises(SettingsError, match="holds other things"):
