@@ -45,6 +45,11 @@ _NAMESPACES: Final = {
 }
 
 
+#: Slope of every LeakyReLU and factor of every residual in an RRDBNet.
+RRDB_SLOPE: Final = 0.2
+RRDB_RESIDUAL: Final = 0.2
+
+
 def build(card: ModelCard) -> nn.Module:
     """The network of `card` with its initial, untrained weights, in evaluation mode on the current default device.
 

@@ -11,14 +11,14 @@ import importlib.util
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
+import torch
+from torch import Tensor
+
 from tasks.errors import SettingsError
 from tasks.models.backends import cuda_network
 from tasks.models.cards import ModelCard
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from tasks.media.colour import RgbToPlanes
     from tasks.models.quantisation import Quantised
 
@@ -140,8 +140,6 @@ def make_backend(
         quantised: The network in bytes, to run instead; `openvino` and `srvgg` only.
     """
     if name == "openvino":
-        import torch
-
         from tasks.models.backends.openvino_network import OpenVinoNetwork
 
         return OpenVinoNetwork(card, state, threads, streams, to_planes, quantised, in_bf16=dtype is torch.bfloat16)

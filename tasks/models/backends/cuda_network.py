@@ -21,17 +21,16 @@ from torch import Tensor
 from tasks.media.colour import PhaseKernels, RgbToPlanes
 from tasks.models.backends.cuda_program import Kernel, can_compile
 from tasks.models.cards import ModelCard
+from tasks.models.networks import RRDB_RESIDUAL, RRDB_SLOPE
 
 #: Channels of a pixel come in pieces of that many to the tensor cores.
 _DEPTH: Final = 16
 
-_RRDB_SLOPE = _RRDB_RESIDUAL = 0.2
-
 # What a kernel does to its sums, as `ENDING` in convolution.cu.
 _ACTIVATION, _RESIDUALS, _PICTURE, _CODES = range(4)
 
+#: Of a tile, as in convolution.cu.
 _COLUMNS: Final = 16
-"""Of a tile, as in convolution.cu."""
 
 
 def runs(card: ModelCard) -> bool:
@@ -116,7 +115,7 @@ class CudaNetwork:
         return phases
 
     def _build_rrdb(self) -> None:
-        leaky = torch.tensor([_RRDB_SLOPE])
+        leaky = torch.tensor([RRDB_SLOPE])
         first, *after = ("conv_first", "conv_body", "conv_up1", "conv_up2", "conv_hr", "conv_last")
         self._first = self._convolution(first)
         self._blocks = [
@@ -151,7 +150,7 @@ class CudaNetwork:
                 convolution(this[:, :end], this[:, end : end + growth])
             is_last = i % 3 == 2
             residuals = [this[:, :features], begin[:, :features]] if is_last else [this[:, :features]]
-            convolutions[4](this, following[:, :features], residuals=residuals, scales=(_RRDB_RESIDUAL,) * 2)
+            convolutions[4](this, following[:, :features], residuals=residuals, scales=(RRDB_RESIDUAL,) * 2)
         this = _buffer(picture, features)
         self._body(dense[len(self._blocks) % 3][:, :features], this, residuals=[shallow], scales=(1.0, 1.0))
         del dense, shallow

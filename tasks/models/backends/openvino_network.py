@@ -20,13 +20,11 @@ from torch import Tensor
 from tasks.media.colour import PhaseKernels, RgbToPlanes
 from tasks.models.backends.torch_network import codes_of
 from tasks.models.cards import ModelCard
+from tasks.models.networks import RRDB_RESIDUAL, RRDB_SLOPE
 from tasks.models.quantisation import LARGEST_WEIGHT, LEVELS, Quantised
 
 Node = Any
 Weights = Mapping[str, Tensor]
-
-#: Slope of every LeakyReLU and factor of every residual in an RRDBNet.
-_RRDB_SLOPE = _RRDB_RESIDUAL = 0.2
 
 
 class OpenVinoNetwork:
@@ -255,11 +253,11 @@ def _dense_block(value: Node, state: Weights, name: str) -> Node:
 
 
 def _residual(start: Node, value: Node) -> Node:
-    return ops.add(ops.multiply(value, np.float32(_RRDB_RESIDUAL)), start)
+    return ops.add(ops.multiply(value, np.float32(RRDB_RESIDUAL)), start)
 
 
 def _leaky(value: Node) -> Node:
-    return ops.prelu(value, np.array([_RRDB_SLOPE], np.float32))
+    return ops.prelu(value, np.array([RRDB_SLOPE], np.float32))
 
 
 def _twice_as_large(value: Node) -> Node:
