@@ -38,6 +38,9 @@ _ENDINGS: Final = {"matroska": ".mkv", "mp4": ".mp4", "mov": ".mov"}
 _TRIAL_PACKETS: Final = 8
 _MOST_TRIAL_PACKETS: Final = 10_000
 
+#: What PyAV raises where a muxer does not take a stream or a packet of it.
+_REFUSALS: Final = (av.error.FFmpegError, ValueError, TypeError, RuntimeError)
+
 #: Options of every muxer. Nothing is shifted behind our back: negative times of audio priming stay negative.
 EXACT: Final = {"fflags": "+bitexact", "avoid_negative_ts": "disabled"}
 
@@ -131,7 +134,7 @@ def _refusal(path: Path, stream: Any, muxer: str) -> str | None:
                 for packet in _first_packets(path, stream.index, _TRIAL_PACKETS):
                     packet.stream = copy
                     trial.mux(packet)
-    except (av.error.FFmpegError, ValueError, TypeError, RuntimeError) as error:
+    except _REFUSALS as error:
         codec = getattr(getattr(stream, "codec_context", None), "name", None) or stream.type
         return f"{codec} cannot be stored in {muxer} ({str(error).splitlines()[0]})"
     return None
@@ -238,7 +241,7 @@ def _is_copied_by_program(sound: _Opening) -> bool:
                     put_aside(output, packet, taken)
             ffmpeg.run(["-copyts", *aside_input(aside), "-c", "copy", "-f", ROOMIEST, ffmpeg.file_argument(copy)])
             found = _opening(copy, 0, len(sound.packets))
-        except (av.error.FFmpegError, ffmpeg.FfmpegError, SourceError, ValueError, TypeError, RuntimeError):
+        except (*_REFUSALS, ffmpeg.FfmpegError, SourceError):
             return False
     # What an edit list cuts from the beginning, such as priming, is in the copy: before time zero, as it is of AAC.
     return found is not None and found.heard == sound.heard and found.samples.endswith(sound.samples)
@@ -256,6 +259,6 @@ def _lossless(sound: _Opening, muxer: str, hint: str) -> Lossless | None:
         with av.open(io.BytesIO(), "w", format=muxer) as trial:
             trial.add_stream(way.encoder, rate=way.rate, layout=way.layout, format=way.sample_format)
             trial.start_encoding()
-    except (av.error.FFmpegError, ValueError, TypeError, RuntimeError):
+    except _REFUSALS:
         return None
     return way

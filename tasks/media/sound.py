@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -295,12 +296,11 @@ class SoundReader:
         Raises:
             av.error.FFmpegError: It cannot be decoded.
         """
-        starts = [start for start, _ in self.wanted.runs]
         frames: list[Any] = packet.decode()
         for frame in frames:
             values = samples_of(frame)
-            if frame.time is not None and starts:
-                start, seconds = self.wanted.runs[max(0, bisect_right(starts, self.samples) - 1)]
+            if frame.time is not None and (runs := self.wanted.runs):
+                start, seconds = runs[max(0, bisect_right(runs, self.samples, key=itemgetter(0)) - 1)]
                 expected = seconds + (self.samples - start) / frame.sample_rate
                 self.shift = max(self.shift, abs(frame.time - expected))
             self._digest.update(values.tobytes())

@@ -9,7 +9,7 @@
 //
 // Compiled for one layer's shape at a time; the names below are macros then:
 //   OUT      channels a block makes, a multiple of 16
-//   IN_STEP  channels of the input copied at a time: 16 or 32
+//   IN_STEP  channels of the input copied at a time, 16: `packed_weights` knows no other
 //   RADIUS   of the filter: 1 for 3x3, 2 for 5x5
 //   ROWS     rows of a tile that a warp makes
 //   WARPS    in a block
@@ -81,7 +81,7 @@ __device__ __forceinline__ void show_copies() { asm volatile("fence.proxy.async.
 struct Layer {
   const u16* input;
   u16* output;
-  const u32* weights;   // halves as threads or, with GROUP, four warps want them: `cuda_network._packed` lays them out
+  const u32* weights;   // halves as threads or, with GROUP, four warps want them: `cuda_network.packed_weights` lays them out
   const float* bias;
   const float* slope;   // ENDING 0: what a negative value is multiplied by, per channel
   const u16* residual;  // ENDING 1: result = value * scale + residual; 2: the picture, 3 channels

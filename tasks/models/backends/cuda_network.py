@@ -116,8 +116,7 @@ class CudaNetwork:
 
     def _build_rrdb(self) -> None:
         leaky = torch.tensor([RRDB_SLOPE])
-        first, *after = ("conv_first", "conv_body", "conv_up1", "conv_up2", "conv_hr", "conv_last")
-        self._first = self._convolution(first)
+        self._first = self._convolution("conv_first")
         self._blocks = [
             [
                 self._convolution(f"body.{block}.rdb{dense}.conv{i}", slope=leaky)
@@ -128,10 +127,9 @@ class CudaNetwork:
             for block in range(self._card.num_block)
             for dense in (1, 2, 3)
         ]
-        body, *enlarging, last = after
-        self._body = self._convolution(body, ending=_RESIDUALS)
-        self._enlarging = [self._convolution(name, slope=leaky) for name in enlarging]
-        self._last = self._convolution(last)
+        self._body = self._convolution("conv_body", ending=_RESIDUALS)
+        self._enlarging = [self._convolution(name, slope=leaky) for name in ("conv_up1", "conv_up2", "conv_hr")]
+        self._last = self._convolution("conv_last")
 
     def _run_rrdb(self, x: Tensor) -> Tensor:
         card = self._card
@@ -220,7 +218,8 @@ class _Convolution:
         self.out = _padded(channels, _DEPTH)
         self._input_steps = _padded(inputs, _DEPTH) // _DEPTH
         self._steps = len(filters) * self._input_steps
-        self.shape = Shape(self.out, edge // 2, *ending, group)
+        self._shape = Shape(self.out, edge // 2, *ending, group)
+        self._kernel = _kernel(self._shape, torch.cuda.current_device())
         packed = [packed_weights(each, self.out, group) for each in filters]
         self._weights = torch.cat(packed).to(device)
         self._bias = F.pad(bias.float(), (0, self.out - channels)).to(device)
@@ -263,12 +262,8 @@ class _Convolution:
             *(height, width, self._steps, self._input_steps, enlarged, x.stride(3)),
             *(result.stride(3), *(t.stride(3) if t is not None else 0 for t in (first, second)), stored, phases),
         )
-        tile = (_COLUMNS, self.shape.rows * self.shape.warps)
+        tile = (_COLUMNS, self._shape.rows * self._shape.warps)
         self._kernel.launch((-(-width // tile[0]), -(-height // tile[1]), n), layer)
-
-    @property
-    def _kernel(self) -> Kernel:
-        return _kernel(self.shape, torch.cuda.current_device())
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import uuid
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -19,6 +18,7 @@ from typing import Final
 import torch
 
 from tasks.errors import ModelError
+from tasks.media.chunk_file import partial_path
 from tasks.models.weights import cache_folder
 
 #: From cuda.h: CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES.
@@ -88,7 +88,7 @@ def compiled(source: str, target: str) -> bytes:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Renamed when complete: other workers compile the same at the same time.
-        partial = path.with_suffix(f".partial-{uuid.uuid4().hex[:8]}")
+        partial = partial_path(path)
         partial.write_bytes(program)
         os.replace(partial, path)
     except OSError:

@@ -25,6 +25,9 @@ SCALES = (2, 4)
 HELD_OUT_SEED = 10**9
 """Pictures from this seed on are never trained on; training counts up from its own seed times a million."""
 
+REFRESH_STEPS = 16
+"""A new picture joins every so many steps."""
+
 _PICTURE_SIDE = 384
 _SEED_STRIDE = 10**6
 
@@ -47,7 +50,7 @@ class PicturePool:
         folder: Path,
         seed: int,
         first: int = 240,
-        refresh_steps: int | None = 16,
+        refresh_steps: int | None = REFRESH_STEPS,
         capacity: int = 1600,
         workers: int = 1,
     ) -> None:

@@ -20,7 +20,7 @@ from tasks.models.training.degradation import shrink
 from tasks.models.training.device_samples import DeviceSamples
 from tasks.models.training.evaluate import enlarge, load_network, luma_psnr, network_upscaler
 from tasks.models.training.network import CompactNetwork
-from tasks.models.training.pool import HELD_OUT_SEED, PicturePool
+from tasks.models.training.pool import HELD_OUT_SEED, REFRESH_STEPS, PicturePool
 from tasks.models.training.procedural import picture
 
 logger = logging.getLogger(__name__)
@@ -238,7 +238,6 @@ def train(
     initial: Path | None = None,
     resume: bool = False,
     first_pictures: int = 240,
-    refresh_steps: int | None = 16,
     workers: int = 1,
     device: str = "cpu",
     checkpoint_minutes: float = 3.0,
@@ -252,7 +251,6 @@ def train(
         initial: Weights file of the other scale to start from.
         resume: Continue from the checkpoint in `out` if there is one.
         first_pictures: Pictures to generate before the first step.
-        refresh_steps: A new picture joins every so many steps, on a CPU; none does on a GPU, or if this is `None`.
         workers: Processes that draw pictures.
         device: Where to train.
         checkpoint_minutes: Time between checkpoints.
@@ -271,7 +269,7 @@ def train(
     logger.info("plan %s, starting at step %d", json.dumps(asdict(plan)), trainer.step)
     losses: list[float] = []
     saved = time.monotonic()
-    refresh_steps = None if on_gpu else refresh_steps
+    refresh_steps = None if on_gpu else REFRESH_STEPS  # On a GPU, pictures are copied there once.
     with PicturePool(
         pool_folder or out / "pool", plan.seed, first=first_pictures, refresh_steps=refresh_steps, workers=workers
     ) as pool:
