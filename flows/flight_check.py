@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -105,11 +105,11 @@ def _upscaled(options: FlightCheckOptions) -> Check:
                 ledger=options.ledger,
                 owner="flight-check",
             )
-            with _at_most(60 * options.minutes):
+            with _at_most(60 * options.minutes, lambda: _held_up(cluster)) as held_up:
                 try:
                     result = upscale_video(str(clip), str(folder / "result.mp4"), upscale)
                 except RunStopped:
-                    waits = f"not upscaled after {options.minutes:g} minutes; {_held_up(cluster)}"
+                    waits = f"not upscaled after {options.minutes:g} minutes; {held_up[0]}"
                     return check(False, waits, "Look at its queue and the logs of its workers")
     except SuperResolutionError as error:
         return check(False, f"{error.kind}: {error.problem}", error.remedy or "")
@@ -132,24 +132,35 @@ def _folder_in(scratch: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
-    """End the runs of the block when that time is over."""
+def _at_most(seconds: float, look: Callable[[], str]) -> Iterator[list[str]]:
+    """End the runs of the block when that time is over; gives what was to be seen at that moment, before they ended."""
     stop = threading.Event()
-    timer = threading.Timer(seconds, stop.set)
+    seen: list[str] = []
+
+    def end() -> None:
+        try:
+            seen.append(look())
+        finally:
+            stop.set()
+
+    timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
     try:
         with stopped_by(stop):
-            yield
+            yield seen
     finally:
         timer.cancel()
 
 
 def _held_up(cluster: PooledCluster) -> str:
     """Which pool has no worker that works, for people."""
+    pools = cluster.snapshot()["pools"]
+    # A pool that nothing is asked of needs no workers, unless nothing was asked of any yet.
+    asked = {name: facts for name, facts in pools.items() if facts["waiting"] or facts["workers"]} or pools
     missing = [
         f"{name} ({', '.join(worker['state'] for worker in facts['workers']) or 'nothing'})"
-        for name, facts in cluster.snapshot()["pools"].items()
-        if (facts["waiting"] or facts["workers"]) and not any(each["state"] == "ready" for each in facts["workers"])
+        for name, facts in asked.items()
+        if not any(each["state"] == "ready" for each in facts["workers"])
     ]
     return f"no worker is up in pool {', '.join(missing)}" if missing else "its workers are up, and slow"

@@ -235,7 +235,7 @@ class PooledCluster(SpecCluster):
         pools = {}
         for pool in self.pools.values():
             workers = []
-            for name, worker in self.workers.items():
+            for name, worker in list(self.workers.items()):  # At once: the loop may add and remove some meanwhile.
                 if pool.owns(name):
                     lease = self.leases.latest(str(name))
                     state = "ready" if name in self.observed else getattr(worker, "state", "STARTING").lower()
