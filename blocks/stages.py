@@ -5,4 +5,4 @@ from __future__ import annotations
 from typing import Final
 
 CPU_IMPORTS: Final = ("tasks.extract", "tasks.encode")
-GPU_IMPORTS: Final = ("tasks.upscale",)
+GPU_IMPORTS: Final = ("tasks.upscale", "tasks.models.engine")

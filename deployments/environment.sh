@@ -59,5 +59,7 @@ say "installing the locked environment"
 # --no-deps: the lock is complete, and leaves out on purpose what realesrgan and basicsr would pull in.
 pip install --quiet --no-deps -r requirements.lock
 pip install --quiet --no-deps --no-build-isolation -e .
+# What the lock held once, and slows down every start: see [tool.uv] in pyproject.toml.
+pip uninstall --quiet --yes rfc3987-syntax 2>/dev/null
 touch .venv/.ready
 say "done: $(du -sh .venv | cut -f1) in .venv, $(.venv/bin/python -c 'import torch; print("torch", torch.__version__)')"

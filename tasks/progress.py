@@ -13,9 +13,10 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from tasks.plan import Plan
+if TYPE_CHECKING:  # It brings Prefect along, and commands show that they have begun before that is loaded.
+    from tasks.plan import Plan
 
 #: Seconds over which the speed is averaged: short enough to follow a change, long enough to be steady.
 _SPEED_WINDOW: Final = 60.0

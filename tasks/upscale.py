@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,10 +32,11 @@ from tasks.media.chunk_file import ChunkReader, ChunkWriter, is_valid
 from tasks.media.fidelity import fidelity
 from tasks.media.pixels import PictureFormat
 from tasks.models.cards import find_model
-from tasks.models.engine import Engine, Work
-from tasks.models.quantisation import Quantised
 from tasks.models.weights import content_hash
 from tasks.plan import Plan, load_plan
+
+if TYPE_CHECKING:  # Flows and workers that extract and encode know this task too, and can do without torch.
+    from tasks.models.engine import Engine, Work
 
 #: Batches that may wait for the disk before inference waits for it.
 _WRITES_PENDING = 2
@@ -59,6 +60,8 @@ def upscale_chunk(plan: Plan, chunk: Chunk) -> StageReport:
         ChunkFileError: The extracted file is missing or damaged.
         FrameError: The model gave another number of frames.
     """
+    from tasks.models.engine import Work
+
     started = time.time()
     path = plan.upscaled(chunk)
     if plan.encoded(chunk).exists() or is_valid(path, plan.target, chunk.frames):
@@ -222,6 +225,9 @@ class EngineKey(NamedTuple):
         Raises:
             ModelError: The weights on this node are not those the job was planned with.
         """
+        from tasks.models.engine import Engine
+        from tasks.models.quantisation import Quantised
+
         card = find_model(self.model)
         if content_hash(card) != self.model_hash:
             raise ModelError(

@@ -1,14 +1,21 @@
-"""Dependencies point one way: `flows -> tasks -> tasks.media, tasks.models` and `flows -> blocks -> infra.pools`."""
+"""Dependencies point one way: `flows -> tasks -> tasks.media, tasks.models` and `flows -> blocks -> infra.pools`.
+
+And what makes a process slow to start is loaded only where it is needed.
+"""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import pytest
+
+from blocks.stages import CPU_IMPORTS, GPU_IMPORTS
 
 ROOT: Final = Path(__file__).parents[1]
 PACKAGES: Final = ("flows", "tasks", "blocks", "deployments", "infra")
@@ -170,3 +177,19 @@ def test_the_scanner_catches_a_planted_violation(module: str, source: str) -> No
 )
 def test_the_scanner_lets_allowed_imports_through(module: str, source: str) -> None:
     assert violations(source, module) == []
+
+
+@pytest.mark.parametrize(
+    ("modules", "expected"),
+    [
+        (("prefect.server.api.server",), ["prefect"]),
+        (("flows.cli", "flows.terminal"), []),
+        (("flows.upscale_video",), ["prefect"]),
+        (("infra.pools.remote", *CPU_IMPORTS), ["prefect"]),
+        (("infra.pools.remote", *GPU_IMPORTS), ["prefect", "torch"]),
+    ],
+)
+def test_a_process_loads_what_it_needs(modules: tuple[str, ...], expected: list[str]) -> None:
+    # lark: the grammar of IRIs, which takes longer to read than all of Prefect and which nothing here uses.
+    code = f"import sys, {', '.join(modules)}\nprint(*sorted({{'lark', 'prefect', 'torch'}} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split() == expected
