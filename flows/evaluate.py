@@ -13,7 +13,6 @@ Blocks: none needed. Options can name a block of pools, whose price of a GPU wor
 from __future__ import annotations
 
 import queue
-import shutil
 import tempfile
 import time
 from collections import deque
@@ -42,13 +41,12 @@ from tasks.contenders import Contender, find_contender, with_baselines
 from tasks.errors import (
     DestinationError,
     EvaluationError,
-    ScratchError,
     SuperResolutionError,
 )
 from tasks.evaluate import Speed, enlarge, interpolate, measure, prepare
 from tasks.excerpts import Excerpt, check_named, find_all, find_excerpt, numbered, refuse
 from tasks.home import default_home
-from tasks.request import check_scratch, scratch_folder
+from tasks.request import check_room, check_scratch, scratch_folder
 from tasks.scratch import give_up, note_job, own_job
 from tasks.stage import Source, look_at
 from tasks.store.settings import StoreSettings
@@ -94,10 +92,10 @@ def evaluate(
     folder = _results_folder(options.folder)
     site, store = site_of_flow_run(options), load_store(options.store)
     scratch = scratch_folder(options.scratch or site.scratch)
-    existing = check_scratch(scratch)
+    check_scratch(scratch)
     price = site.hourly_prices.get("gpu") or None
     with _checked(clips, models, options, store, scratch) as (excerpts, contenders):
-        _check_space(excerpts, site.capacity.window, scratch, existing)
+        _check_space(excerpts, site.capacity.window, scratch)
         with _work_folder(scratch) as work:
             rows = _judge(excerpts, contenders, options.precision, price, work, site.capacity.window)
     return _report(rows, folder, options)
@@ -158,14 +156,9 @@ def _results_folder(named: str) -> Path:
         ) from error
 
 
-def _check_space(excerpts: Sequence[Excerpt], window: int, scratch: Path, existing: Path) -> None:
+def _check_space(excerpts: Sequence[Excerpt], window: int, scratch: Path) -> None:
     needed = sum(excerpt.bytes for excerpt in excerpts) + window * max(excerpt.result_bytes for excerpt in excerpts)
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise ScratchError(
-            f"scratch {scratch} has {free / 1e9:.2f} GB free, this evaluation needs about {needed / 1e9:.2f} GB",
-            "Free some space, choose another scratch folder, or fewer seconds",
-        )
+    check_room(scratch, needed, "this evaluation needs about", "choose another scratch folder, or fewer seconds")
 
 
 @dataclass

@@ -28,12 +28,12 @@ from flows.stopping import result_of_task
 from infra.pools import PoolTaskRunner
 from tasks.chunk_report import StageReport
 from tasks.chunks import Chunk
-from tasks.errors import DestinationError, ScratchError
+from tasks.errors import DestinationError
 from tasks.extract import extract
 from tasks.models.weights import content_hash
 from tasks.plan import Plan, make_plan, save_plan
 from tasks.preview import choose, compare
-from tasks.request import check_scratch, scratch_folder
+from tasks.request import check_room, check_scratch, scratch_folder
 from tasks.scratch import give_up, own_job
 from tasks.stage import Source, look_at
 from tasks.upscale import upscale
@@ -135,12 +135,7 @@ def _check_room(jobs: Sequence[Plan], frames: int) -> None:
     """
     scratch = jobs[0].folder.parent
     needed = len(jobs) * frames * (jobs[0].facts.picture.frame_bytes + jobs[0].target.frame_bytes)
-    free = shutil.disk_usage(check_scratch(scratch)).free
-    if free < needed:
-        raise ScratchError(
-            f"scratch {scratch} has {free / 1e9:.2f} GB free, the excerpts need {needed / 1e9:.2f} GB",
-            "Free some space, or ask for fewer or shorter excerpts",
-        )
+    check_room(scratch, needed, "the excerpts need", "or ask for fewer or shorter excerpts")
 
 
 @dataclass(frozen=True)

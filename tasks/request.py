@@ -201,6 +201,26 @@ def check_scratch(scratch: Path) -> Path:
     return existing
 
 
+def check_room(scratch: Path, needed: int, what: str, remedy: str) -> None:
+    """Refuse work that a scratch folder cannot take.
+
+    Args:
+        scratch: The folder.
+        needed: Bytes.
+        what: The work, such as `this job needs about`.
+        remedy: What else to do than to free some space.
+
+    Raises:
+        ScratchError: It is too full, or see `check_scratch`.
+    """
+    free = shutil.disk_usage(check_scratch(scratch)).free
+    if free < needed:
+        raise ScratchError(
+            f"scratch {scratch} has {free / 1e9:.2f} GB free, {what} {needed / 1e9:.2f} GB",
+            f"Free some space, {remedy}",
+        )
+
+
 def _check_locks(file: int, scratch: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -414,16 +434,10 @@ def _check_space(checked: CheckedRequest, destination: LocalFile | StoredObject)
     raw = chunks * chunk_frames * (facts.picture.frame_bytes + target.frame_bytes)
     encoded = int(frames * target.width * target.height * _ENCODED_BYTES_PER_PIXEL.get(checked.profile.name, 0.8))
     encoded += facts.size_bytes
-    existing = check_scratch(checked.scratch)
-    free = shutil.disk_usage(existing).free
-    if free < raw + 2 * encoded:
-        raise ScratchError(
-            f"scratch {checked.scratch} has {_gigabytes(free)} free,"
-            f" this job needs about {_gigabytes(raw + 2 * encoded)}",
-            "Free some space, choose another --scratch, or shorter chunks with --chunk-seconds",
-        )
+    check_room(
+        checked.scratch,
+        raw + 2 * encoded,
+        "this job needs about",
+        "choose another --scratch, or shorter chunks with --chunk-seconds",
+    )
     destination.check_space(encoded)
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"

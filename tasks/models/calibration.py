@@ -6,12 +6,12 @@ the video; on others, which took no part in that, the result is compared with th
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from tasks.media import quality
 from tasks.media.pixels import PictureFormat
 from tasks.models.cards import ModelCard
 
@@ -78,5 +78,4 @@ def calibrate(
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal-to-noise ratio of two arrays of 8-bit samples, in dB; 100 for equal ones."""
-    error = float(np.mean((a.astype(np.float32) - b) ** 2))
-    return 10 * math.log10(255**2 / error) if error else 100.0
+    return min(100.0, quality.psnr(a, b))
