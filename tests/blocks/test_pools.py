@@ -78,7 +78,7 @@ export GOMP_SPINCOUNT="20000"
 export SUPERRES_WORKER_LOG="<home>/logs/<user>/superres-gpu-${SLURM_JOB_ID}.log"
 exec <python> -m infra.pools.node tls://10.0.0.1:8786 --name gpu-0 --nthreads 1 --memory-limit 0.93GiB\
  --death-timeout 60.0 --local-directory "${TMPDIR:-/tmp}" --pool gpu\
- --imports infra.pools.remote,tasks.upscale <security>
+ --imports infra.pools.remote,tasks.upscale,tasks.models.engine <security>
 """
 
 FULL_CPU: Final = """\
@@ -137,7 +137,7 @@ module load ffmpeg
 export FROM_PROLOGUE="$SLURM_JOB_ID of $SPOOL"
 exec '<home>/my python/bin/python' -m infra.pools.node tls://10.0.0.1:8786 --name gpu-0 --nthreads 2\
  --memory-limit 0.93GiB --death-timeout 12.5 --local-directory "/local/$SLURM_JOB_ID" --pool gpu\
- --imports infra.pools.remote,tasks.upscale --interface ib0 <security>
+ --imports infra.pools.remote,tasks.upscale,tasks.models.engine --interface ib0 <security>
 """
 
 WITHOUT_SECURITY: Final = "--protocol tcp"
