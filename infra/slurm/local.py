@@ -8,6 +8,7 @@ import functools
 import os
 import pwd
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -33,9 +34,11 @@ _READY_SECONDS: Final = 60.0
 
 _COMMAND_SECONDS: Final = 60.0
 
-#: Starts with other ports each, if daemons say that theirs are `_TAKEN`.
+#: Starts, with other ports each, if a daemon ends instead.
 _ATTEMPTS: Final = 3
-_TAKEN: Final = "Address already in use"
+
+#: In what daemons write, what comes before the words that people need.
+_SERIOUS: Final = re.compile(r"(?:error|fatal): ")
 
 #: What a cluster puts into its folder, and its next start removes.
 _FOLDERS: Final = ("devices", "log", "munge", "run", "spool", "state")
@@ -55,6 +58,10 @@ _ENDED: Final = frozenset(
         "TIMEOUT",
     }
 )
+
+
+class _EndedError(SlurmError):
+    """A daemon has ended instead of starting."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +151,9 @@ class LocalSlurm:
                     break
                 except BaseException as error:
                     self._end()
-                    # Between the choice of a port and its use another program may have taken it.
-                    if attempt == _ATTEMPTS or not isinstance(error, SlurmError) or _TAKEN not in str(error):
+                    # Between the choice of a port and its use another program may have taken it; and on busy machines
+                    # slurmctld has refused a configuration that it takes at other times.
+                    if attempt == _ATTEMPTS or not isinstance(error, _EndedError):
                         raise
         return self
 
@@ -420,9 +428,11 @@ class LocalSlurm:
             if ended or time.monotonic() > deadline:
                 problem = f"{ended[0]} ended while starting" if ended else f"{daemons[0]} did not start"
                 output = self.folder / "log" / "output.log"
-                fatal = [line for line in output.read_text(errors="replace").splitlines() if "fatal: " in line]
-                words = f", which says: {fatal[-1].partition('fatal: ')[2]}" if fatal else ""
-                raise SlurmError(problem, f"Look at {log} and {output}{words}")
+                said = [line for line in output.read_text(errors="replace").splitlines() if _SERIOUS.search(line)]
+                # What is fatal often only says that an error before it was.
+                words = f", which says: {'; '.join(_SERIOUS.split(line, 1)[-1] for line in said[-2:])}" if said else ""
+                kind = _EndedError if ended else SlurmError
+                raise kind(problem, f"Look at {log} and {output}{words}")
             time.sleep(0.01)
 
     def _holds(self, condition: Callable[[], bool]) -> bool:
