@@ -38,11 +38,7 @@ from flows.staging import reachable
 from flows.stopping import LOOK_SECONDS, check_stop, first_failure
 from infra.pools import PoolTaskRunner
 from tasks.contenders import Contender, find_contender, with_baselines
-from tasks.errors import (
-    DestinationError,
-    EvaluationError,
-    SuperResolutionError,
-)
+from tasks.errors import DestinationError, EvaluationError, SuperResolutionError
 from tasks.evaluate import Speed, enlarge, interpolate, measure, prepare
 from tasks.excerpts import Excerpt, check_named, find_all, find_excerpt, numbered, refuse
 from tasks.home import default_home

@@ -109,8 +109,8 @@ def _upscaled(options: FlightCheckOptions) -> Check:
                 try:
                     result = upscale_video(str(clip), str(folder / "result.mp4"), upscale)
                 except RunStopped:
-                    waits = f"not upscaled after {options.minutes:g} minutes; {held_up[0]}"
-                    return check(False, waits, "Look at its queue and the logs of its workers")
+                    waits = [f"not upscaled after {options.minutes:g} minutes", *held_up]
+                    return check(False, "; ".join(waits), "Look at its queue and the logs of its workers")
     except SuperResolutionError as error:
         return check(False, f"{error.kind}: {error.problem}", error.remedy or "")
     except OSError as error:
