@@ -11,8 +11,9 @@ from tasks.media.colour import RgbToPlanes
 from tasks.media.pixels import Colour, PictureFormat
 from tasks.models.cards import ModelCard
 
-#: Backends that run networks where the tests run.
-CPU_BACKENDS: Final = ("torch", "openvino")
+#: Backends that run networks where the tests run: compact ones, and dense ones.
+CPU_BACKENDS: Final = ("torch", "openvino", "winograd")
+DENSE_BACKENDS: Final = ("torch", "openvino")
 
 
 def blank_card(**shape: Any) -> ModelCard:

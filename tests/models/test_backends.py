@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from tasks.errors import SettingsError
 from tasks.media.colour import RgbToPlanes
 from tasks.models import networks
-from tasks.models.backends import Backend, choose_backend, make_backend
+from tasks.models.backends import Backend, choose_backend, make_backend, winograd_program
 from tasks.models.cards import ModelCard, find_model
 from tasks.models.state import load_state
 from tests.models.conftest import MakeModel
-from tests.models.samples import CPU_BACKENDS, picture_format
+from tests.models.samples import CPU_BACKENDS, DENSE_BACKENDS, picture_format
 
 CPU = torch.device("cpu")
 COMPACT = find_model("compact-x2")
@@ -34,8 +34,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (17, 40)])
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "backend"),
+    [(shape, name) for shape in SHAPES for name in (DENSE_BACKENDS if shape.startswith("rrdb") else CPU_BACKENDS)],
+)
 def test_a_backend_computes_the_official_network(
     shape: str, backend: str, size: tuple[int, int], make_model: MakeModel
 ) -> None:
@@ -92,9 +94,17 @@ def test_values_that_are_not_finite_are_noticed(backend: str, bad: float, make_m
         assert network.codes(torch.rand(1, 3, 8, 9), gains)[2].tolist() == [False]
 
 
-def test_openvino_on_a_cpu_and_torch_on_a_gpu() -> None:
-    assert choose_backend("auto", CPU, COMPACT) == "openvino"
+def test_the_choice_by_device_network_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_backend("auto", CPU, COMPACT) == "winograd"
+    assert choose_backend("auto", CPU, COMPACT, "int8") == "openvino"
+    assert choose_backend("auto", CPU, COMPACT, "bf16") == "openvino"
+    assert choose_backend("auto", CPU, find_model("RealESRGAN_x4plus")) == "openvino"
     assert choose_backend("auto", torch.device("cuda"), COMPACT) == "torch"
+    monkeypatch.setattr(winograd_program, "vector_floats", lambda: 0)
+    assert choose_backend("auto", CPU, COMPACT) == "openvino"
+    with pytest.raises(SettingsError, match="needs the Python package llvmlite and a processor with AVX2"):
+        choose_backend("winograd", CPU, COMPACT)
+    monkeypatch.undo()
     assert choose_backend("torch", CPU, COMPACT) == "torch"
 
 
@@ -107,15 +117,18 @@ def test_torch_for_transformers(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "device", "message"),
+    ("name", "device", "model", "precision", "message"),
     [
-        ("onnx", "cpu", 'There is no backend called "onnx"'),
-        ("openvino", "cuda", "the backend openvino runs on a CPU only"),
+        ("onnx", "cpu", "compact-x2", "fp32", 'There is no backend called "onnx"'),
+        ("openvino", "cuda", "compact-x2", "fp32", "the backend openvino runs on a CPU only"),
+        ("winograd", "cuda", "compact-x2", "fp32", "the backend winograd runs on a CPU only"),
+        ("winograd", "cpu", "compact-x2", "bf16", "the backend winograd computes in fp32, not in bf16"),
+        ("winograd", "cpu", "RealESRGAN_x4plus", "fp32", "the backend winograd does not run RealESRGAN_x4plus"),
     ],
 )
-def test_a_backend_that_cannot_be(name: str, device: str, message: str) -> None:
+def test_a_backend_that_cannot_be(name: str, device: str, model: str, precision: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        choose_backend(name, torch.device(device), COMPACT)
+        choose_backend(name, torch.device(device), find_model(model), precision)
 
 
 def test_without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,7 @@ class TestChoice:
         assert choose_backend("auto", GPU, card, "fp16") == "cuda"
         assert choose_backend("auto", GPU, card, "bf16") == "torch"
         assert choose_backend("auto", GPU, find_model("swinir-m-real-x4"), "fp16") == "torch"
-        assert choose_backend("auto", CPU, card) == "openvino"
+        assert choose_backend("auto", CPU, card) == "winograd"
 
     @pytest.mark.parametrize(
         ("device", "model", "precision", "problem"),

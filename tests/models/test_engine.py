@@ -22,13 +22,14 @@ from tasks.models import hardware, networks, weights
 from tasks.models.backends import torch_network
 from tasks.models.backends.openvino_network import OpenVinoNetwork
 from tasks.models.backends.torch_network import TorchNetwork
+from tasks.models.backends.winograd_network import WinogradNetwork
 from tasks.models.calibration import psnr
 from tasks.models.cards import ModelCard, find_model
 from tasks.models.engine import Engine, Work
 from tasks.models.hardware import matmul_peak
 from tasks.models.state import load_state
 from tests.models.conftest import MakeModel
-from tests.models.samples import CPU_BACKENDS, picture, picture_format, yuv_frames
+from tests.models.samples import CPU_BACKENDS, DENSE_BACKENDS, picture, picture_format, yuv_frames
 
 SHARED_WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
 
@@ -83,6 +84,7 @@ def test_equals_the_official_implementation(
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 16), (16, 17), (33, 21), (3, 5)])
+@pytest.mark.parametrize("backend", DENSE_BACKENDS)
 def test_odd_sizes_of_networks_that_need_even_ones(
     rrdb_x2: ModelCard, backend: str, size: tuple[int, int], tmp_path: Path
 ) -> None:
@@ -119,6 +121,7 @@ def test_strips_change_no_bit(srvgg_x2: ModelCard, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("model", ["rrdb_x2", "rrdb_x4"])
+@pytest.mark.parametrize("backend", DENSE_BACKENDS)
 def test_tiles_of_dense_networks_overlap_widely(model: str, backend: str, request: pytest.FixtureRequest) -> None:
     card = request.getfixturevalue(model)
     image = picture(75, 90)[None]
@@ -238,7 +241,7 @@ def test_results_resized_by_a_fraction_are_kept_whole_only(srvgg_x4: ModelCard, 
 
 
 def test_small_differences_are_left_out_if_asked(srvgg_x2: ModelCard, backend: str) -> None:
-    engine, plain = make_engine(srvgg_x2, (320, 180), backend=backend, tolerance=2), make_engine(srvgg_x2, (320, 180))
+    engine, plain = (make_engine(srvgg_x2, (320, 180), backend=backend, tolerance=steps) for steps in (2, 0))
     frame = yuv_frames(engine.source, 1)[0].clip(16, 200)
     creeping = np.stack([frame + step for step in range(7)])  # One code value brighter each time.
     results = engine.upscale(creeping)
@@ -259,8 +262,9 @@ def before_each_run(act: Callable[[Tensor], None], patch: pytest.MonkeyPatch) ->
 
         return run
 
-    for network, method in ((TorchNetwork, "run"), (OpenVinoNetwork, "run"), (OpenVinoNetwork, "codes")):
-        patch.setattr(network, method, acting(getattr(network, method)))
+    for network in (TorchNetwork, OpenVinoNetwork, WinogradNetwork):
+        for method in ("run", "codes") if network is not TorchNetwork else ("run",):
+            patch.setattr(network, method, acting(getattr(network, method)))
 
 
 def out_of_memory_above(pixels: int, error: BaseException, patch: pytest.MonkeyPatch) -> None:
@@ -453,7 +457,7 @@ def test_description_and_yardstick(srvgg_x2: ModelCard) -> None:
     description = engine.description
     assert (description.model, description.precision, description.threads) == (srvgg_x2.name, "fp32", 1)
     assert (description.tile, description.batch) == (None, 1)
-    assert description.backend == "openvino"
+    assert description.backend == "winograd"
     assert make_engine(srvgg_x2, backend="torch").description.backend == "torch"
     assert engine.flop_per_frame == srvgg_x2.flop_per_input_pixel * 64 * 48
     assert matmul_peak("cpu", seconds=0.1) > 1e9

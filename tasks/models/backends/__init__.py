@@ -1,8 +1,8 @@
 """What runs a network: one interface, and the libraries behind it.
 
 `torch` runs every network, on a GPU and on a CPU. `openvino` runs convolutional ones on a CPU, there close to the
-fastest matrix product of the machine, and several frames side by side. `cuda` runs them in fp16 on a GPU, by kernels of
-this project.
+fastest matrix product of the machine, and several frames side by side. `winograd` does so with fewer multiplications,
+for `srvgg` networks in fp32, and `cuda` runs convolutional networks in fp16 on a GPU: both by kernels of this project.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tasks.errors import SettingsError
-from tasks.models.backends import cuda_network
+from tasks.models.backends import cuda_network, winograd_program
 from tasks.models.cards import ModelCard
 
 if TYPE_CHECKING:
@@ -23,10 +23,16 @@ if TYPE_CHECKING:
     from tasks.models.quantisation import Quantised
 
 #: What a backend may be, besides `auto`.
-BACKENDS: Final = ("torch", "openvino", "cuda")
+BACKENDS: Final = ("torch", "openvino", "winograd", "cuda")
 
 #: What `openvino_network` builds.
 OPENVINO_ARCHITECTURES: Final = ("srvgg", "rrdb")
+
+#: What `winograd_network` computes.
+WINOGRAD_ARCHITECTURES: Final = ("srvgg",)
+
+#: Backends on a CPU that compute frames side by side.
+SIDE_BY_SIDE: Final = ("openvino", "winograd")
 
 
 class Backend(Protocol):
@@ -77,26 +83,46 @@ def choose_backend(name: str, device: torch.device, card: ModelCard, precision: 
     """
     if name not in ("auto", *BACKENDS):
         raise SettingsError(f'There is no backend called "{name}"', f"Use auto, {', '.join(BACKENDS)}")
-    built = card.architecture in OPENVINO_ARCHITECTURES
-    installed = importlib.util.find_spec("openvino") is not None
-    if name == "auto" and device.type == "cuda":
-        return (
-            "cuda" if precision == "fp16" and cuda_network.runs(card) and cuda_network.is_available(device) else "torch"
-        )
     if name == "auto":
-        return "openvino" if built and installed else "torch"
+        return _best(device, card, precision)
     if name == "cuda":
         _check_cuda(device, card, precision)
-    if name == "openvino" and device.type != "cpu":
-        raise SettingsError("the backend openvino runs on a CPU only", "Use auto or torch")
-    if name == "openvino" and not built:
+    elif name != "torch":
+        _check_on_cpu(name, device, card, precision)
+    return name
+
+
+def _best(device: torch.device, card: ModelCard, precision: str) -> str:
+    if device.type == "cuda":
+        runs = precision == "fp16" and cuda_network.runs(card) and cuda_network.is_available(device)
+        return "cuda" if runs else "torch"
+    if precision == "fp32" and card.architecture in WINOGRAD_ARCHITECTURES and winograd_program.is_available():
+        return "winograd"
+    return "openvino" if card.architecture in OPENVINO_ARCHITECTURES and _has_openvino() else "torch"
+
+
+def _has_openvino() -> bool:
+    return importlib.util.find_spec("openvino") is not None
+
+
+def _check_on_cpu(name: str, device: torch.device, card: ModelCard, precision: str) -> None:
+    is_winograd = name == "winograd"
+    if device.type != "cpu":
+        raise SettingsError(f"the backend {name} runs on a CPU only", "Use auto or torch")
+    if card.architecture not in (WINOGRAD_ARCHITECTURES if is_winograd else OPENVINO_ARCHITECTURES):
         raise SettingsError(
-            f"the backend openvino does not run {card.name}, a network of architecture {card.architecture}",
+            f"the backend {name} does not run {card.name}, a network of architecture {card.architecture}",
             "Use auto or torch",
         )
-    if name == "openvino" and not installed:
+    if name == "openvino" and not _has_openvino():
         raise SettingsError("the Python package openvino is not installed", "Run make setup, or use auto or torch")
-    return name
+    if is_winograd and not winograd_program.is_available():
+        raise SettingsError(
+            "the backend winograd needs the Python package llvmlite and a processor with AVX2 and FMA, or AVX-512",
+            "Use auto or openvino",
+        )
+    if is_winograd and precision != "fp32":
+        raise SettingsError(f"the backend winograd computes in fp32, not in {precision}", "Use auto or openvino")
 
 
 def _check_cuda(device: torch.device, card: ModelCard, precision: str) -> None:
@@ -133,7 +159,7 @@ def make_backend(
         card: The model.
         state: Its weights, on the CPU.
         device: Where it is to run.
-        dtype: In which precision; `openvino` computes in float32 or bfloat16, `cuda` in float16.
+        dtype: In which precision; `openvino` computes in float32 or bfloat16, `winograd` in float32, `cuda` in float16.
         threads: CPU threads to use.
         streams: Calls of `run` that come at the same time, on a CPU.
         to_planes: What makes code values of its result.
@@ -143,6 +169,10 @@ def make_backend(
         from tasks.models.backends.openvino_network import OpenVinoNetwork
 
         return OpenVinoNetwork(card, state, threads, streams, to_planes, quantised, in_bf16=dtype is torch.bfloat16)
+    if name == "winograd":
+        from tasks.models.backends.winograd_network import WinogradNetwork
+
+        return WinogradNetwork(card, state, threads, streams, to_planes)
     if name == "cuda":
         return cuda_network.CudaNetwork(card, state, device, to_planes)
     from tasks.models.backends.torch_network import TorchNetwork
