@@ -91,8 +91,8 @@ def _parser() -> Parser:
         "--precision",
         default="auto",
         metavar="P",
-        help="auto (default: fp16 on GPUs, fp32 on CPUs), fp32, fp16, bf16 (several times faster on CPUs that compute"
-        " in it), or int8 (several times faster on CPUs, where it proves good enough)",
+        help="auto (default: fp16 on GPUs, fp32 on CPUs), fp32, fp16, bf16 (faster on CPUs with AMX), or int8 (up to"
+        " twice as fast on CPUs, where it proves good enough)",
     )
     upscale.add_argument(
         "--tolerance",

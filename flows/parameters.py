@@ -164,8 +164,8 @@ class UpscaleOptions(Form):
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = Field(
         "auto",
         title="Precision",
-        description="In which the model is computed. `int8` is several times faster on CPUs, and used if it keeps 45 dB"
-        " against `fp32` on frames of this video; so is `bf16` on CPUs that compute in it. `auto` is `fp16` on GPUs and"
+        description="In which the model is computed. `int8` is up to twice as fast on CPUs, and used if it keeps 45 dB"
+        " against `fp32` on frames of this video; so is `bf16` on CPUs with AMX. `auto` is `fp16` on GPUs and"
         " `fp32` on CPUs.",
     )
     denoise: float = Field(

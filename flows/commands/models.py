@@ -20,7 +20,7 @@ def add_to(commands: Commands) -> None:
     )
     bench.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     bench.add_argument(
-        "--backend", action="append", help="torch, openvino or cuda; may be repeated (default: by device)"
+        "--backend", action="append", help="torch, openvino, winograd or cuda; may be repeated (default: by device)"
     )
     bench.add_argument("--precision", action="append", help="may be repeated (default: by device)")
     bench.add_argument("--threads", type=int, metavar="N", help="CPU threads")

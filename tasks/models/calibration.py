@@ -1,6 +1,6 @@
 """Calibration: may this network be computed in bytes for this video, and with what bytes?
 
-A network in `int8` is several times faster on a CPU. How weights and activations are rounded is found on some frames of
+A network in `int8` is up to twice as fast on a CPU. How weights and activations are rounded is found on some frames of
 the video; on others, which took no part in that, the result is compared with that in `fp32`.
 """
 

@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
@@ -188,7 +188,7 @@ class _Program:
     """Of the machine code."""
 
 
-@lru_cache(maxsize=64)
+@cache  # Without a limit: what is running must not be given up.
 def _compiled(work: Convolution | Filter) -> _Program:
     import llvmlite.binding as llvm
     from llvmlite import ir
@@ -216,7 +216,7 @@ def _compiled(work: Convolution | Filter) -> _Program:
 _NAME: Final = "convolve"
 
 
-@lru_cache(maxsize=1)
+@cache
 def vector_floats() -> int:
     """Floats in a vector of this processor; 0 if it cannot multiply and add in one go."""
     import llvmlite.binding as llvm
