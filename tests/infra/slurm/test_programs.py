@@ -66,6 +66,15 @@ class TestUnpacked:
             "LD_LIBRARY_PATH": f"{libraries}/slurm-wlm:{libraries}:/lib",
         }
 
+    def test_those_that_another_user_unpacked_are_not_the_machines(
+        self, cache: Path, nothing_installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        theirs = tmp_path / "them/.cache/media-super-resolution/slurm/debian-12-x86_64/usr/bin"
+        for name in NAMES:
+            program(theirs / name)
+        monkeypatch.setenv("PATH", f"{theirs}{os.pathsep}{nothing_installed}")
+        assert find_programs(cache).sbatch == cache / debian.release() / "usr/bin/sbatch"
+
     def test_environment_does_not_grow(self, cache: Path) -> None:
         found = find_programs(cache)
         once = found.environment({"PATH": "/bin"})
