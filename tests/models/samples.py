@@ -9,11 +9,14 @@ import torch
 
 from tasks.media.colour import RgbToPlanes
 from tasks.media.pixels import Colour, PictureFormat
+from tasks.models.backends import winograd_program
 from tasks.models.cards import ModelCard
 
-#: Backends that run networks where the tests run: compact ones, and dense ones.
-CPU_BACKENDS: Final = ("torch", "openvino", "winograd")
+#: Backends that run dense networks where the tests run.
 DENSE_BACKENDS: Final = ("torch", "openvino")
+
+#: Those that run compact ones; the last is the choice for fp32.
+CPU_BACKENDS: Final = (*DENSE_BACKENDS, "winograd") if winograd_program.is_available() else DENSE_BACKENDS
 
 
 def blank_card(**shape: Any) -> ModelCard:

@@ -14,6 +14,10 @@ from tasks.models.cards import ModelCard
 from tasks.models.state import load_state
 from tests.models.conftest import MakeModel
 
+pytestmark = pytest.mark.skipif(
+    not winograd_program.is_available(), reason="needs llvmlite and a processor with AVX2 and FMA, or AVX-512"
+)
+
 COMPACT = {"architecture": "srvgg", "scale": 2, "num_feat": 24, "num_conv": 3}
 
 

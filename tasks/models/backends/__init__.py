@@ -116,13 +116,13 @@ def _check_on_cpu(name: str, device: torch.device, card: ModelCard, precision: s
         )
     if name == "openvino" and not _has_openvino():
         raise SettingsError("the Python package openvino is not installed", "Run make setup, or use auto or torch")
+    if is_winograd and precision != "fp32":
+        raise SettingsError(f"the backend winograd computes in fp32, not in {precision}", "Use auto or openvino")
     if is_winograd and not winograd_program.is_available():
         raise SettingsError(
             "the backend winograd needs the Python package llvmlite and a processor with AVX2 and FMA, or AVX-512",
             "Use auto or openvino",
         )
-    if is_winograd and precision != "fp32":
-        raise SettingsError(f"the backend winograd computes in fp32, not in {precision}", "Use auto or openvino")
 
 
 def _check_cuda(device: torch.device, card: ModelCard, precision: str) -> None:
