@@ -151,8 +151,8 @@ class LocalSlurm:
                     break
                 except BaseException as error:
                     self._end()
-                    # Between the choice of a port and its use another program may have taken it; and on busy machines
-                    # slurmctld has refused a configuration that it takes at other times.
+                    # Between the choice of a port and its use another program may have taken it. Whatever else ends a
+                    # daemon does so again.
                     if attempt == _ATTEMPTS or not isinstance(error, _EndedError):
                         raise
         return self

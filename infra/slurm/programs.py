@@ -98,12 +98,11 @@ def _look_in(unpacked: Path | None, cache: Path) -> Programs | None:
         plugin_folders = sorted(unpacked.glob("usr/lib/*/slurm-wlm"))
     # A process that uses a cluster of this package has the unpacked programs on its PATH, which may be those of another
     # user who started it: they are not this machine's.
+    usual = default_cache().parts[-2:]
     own = [
         folder
         for folder in os.environ.get("PATH", os.defpath).split(os.pathsep)
-        if not any(
-            parent == cache or parent.parts[-2:] == default_cache().parts[-2:] for parent in Path(folder).parents
-        )
+        if not any(parent == cache or parent.parts[-2:] == usual for parent in Path(folder).parents)
     ]
     path = os.pathsep.join([*map(str, folders), *own, *_DAEMON_FOLDERS])
     # Links are not followed: Slurm's daemons look at the name they are called by.
