@@ -11,7 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -65,7 +65,8 @@ class WinogradNetwork:
         self._features, self._written = whole_vectors(card.num_feat), whole_vectors(self._outputs)
         last = card.num_conv + 1
         self._body = [self._layer(state, index, "prelu") for index in range(last)]
-        self._enlarged, self._picture = self._layer(state, last, "enlarged"), self._layer(state, last, "picture")
+        self._enlarged = self._layer(state, last, "enlarged")
+        self._picture = replace(self._enlarged, work=replace(self._enlarged.work, ending="picture"))
         takes_phases = to_planes.takes_phases(card.scale)
         self._colours = _Colours(to_planes.kernels(card.scale), self._written) if takes_phases else None
         self._memory = _Memory()
@@ -157,7 +158,7 @@ class WinogradNetwork:
         features = self._memory.get("features", _even(h) + 1 + steps, _even(w) + 1 + steps, self._features)
         source = image[1:, 1:]
         for start, layer in zip(range(steps, 0, -1), self._body, strict=True):  # Row and column of the first pixel.
-            self._apply(layer, source, features[start:, start:], h, w, layer.slope, 0)
+            self._apply(layer, source, features[start:, start:], h, w, layer.slope)
             source = features[start:, start:]
             for edge in (start - 1, start + h):
                 features[edge, start - 1 : start + w + 1] = 0
@@ -169,11 +170,9 @@ class WinogradNetwork:
         """Apply the last layer to some rows. Returns whether all that it gave was finite."""
         first = rows.start - part.top
         image, features = part.image[first:], part.features[first:]
-        return self._apply(layer, features, target, rows.stop - rows.start, part.width, image, _row_of(image))
+        return self._apply(layer, features, target, rows.stop - rows.start, part.width, image)
 
-    def _apply(
-        self, layer: _Layer, source: Floats, target: Floats, h: int, w: int, extra: Floats, extra_row: int
-    ) -> bool:
+    def _apply(self, layer: _Layer, source: Floats, target: Floats, h: int, w: int, extra: Floats) -> bool:
         scratch = self._memory.get("scratch", layer.work.scratch_floats)
         watched = aligned(vector_floats())
         arrays = (layer.weight, layer.bias, extra)
@@ -181,7 +180,7 @@ class WinogradNetwork:
             *(_address(source), _row_of(source), _address(target), _row_of(target)),
             *(_even(h) // CELL, _even(w) // CELL),
             *(_address(array) for array in arrays),
-            *(extra_row, _address(scratch), _address(watched)),
+            *(_row_of(extra), _address(scratch), _address(watched)),
         )
         return bool(np.isfinite(watched).all())
 

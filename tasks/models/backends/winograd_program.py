@@ -68,6 +68,11 @@ class Convolution:
     """For how many channels each of the image's is repeated."""
 
     @property
+    def is_last(self) -> bool:
+        """Whether the image is added."""
+        return self.ending != "prelu"
+
+    @property
     def block(self) -> int:
         """Cells at a time."""
         cells = _BLOCK_FLOATS // (_PLACES * max(whole_vectors(self.inputs), self.outputs))
@@ -253,6 +258,11 @@ def _grouping(outputs: int) -> tuple[int, int]:
     return vectors, (registers - 2 - vectors) // vectors
 
 
+def _steps(inputs: int) -> int:
+    """Channels in a turn of a loop over them."""
+    return _UNROLLED if inputs % _UNROLLED == 0 else 1
+
+
 class _Writer:
     """Writes a function in LLVM's language.
 
@@ -378,7 +388,7 @@ class _ConvolutionWriter(_Writer):
                 with self._loop(count) as cell:
                     column = b.add(first, cell)
                     to = self._at(to_row, self._times(column, CELL * work.outputs))
-                    if work.ending in ("enlarged", "picture"):
+                    if work.is_last:
                         extra = self._at(image_row, self._times(column, CELL * self._lanes))
                     self._transform_back(sums, cell, to, target_row, bias, extra, extra_row)
         self._store(self._value(self._watched), watched, 0)
@@ -403,7 +413,7 @@ class _ConvolutionWriter(_Writer):
         """The 16 matrix products: of `[cell, input]` and `[input, output]` each."""
         work, stored, outputs, lanes = self._work, self._stored, self._work.outputs, self._lanes
         vectors, group = _grouping(outputs)
-        steps = _UNROLLED if work.inputs % _UNROLLED == 0 else 1
+        steps = _steps(work.inputs)
         with self._loop(self._size(_PLACES)) as place:
             given = self._at(given, self._times(place, work.block * stored + _APART))
             weights = self._at(weights, self._times(place, work.inputs * outputs))
@@ -432,14 +442,13 @@ class _ConvolutionWriter(_Writer):
         """`A^T . A` of a cell, and what comes after."""
         work, b = self._work, self._b
         # Which channel of the image a lane needs differs from vector to vector.
-        whole = work.ending in ("enlarged", "picture")
-        for start in range(0, work.outputs, self._lanes) if whole else (0,):
-            stop = start + self._lanes if whole else work.outputs
+        for start in range(0, work.outputs, self._lanes) if work.is_last else (0,):
+            stop = start + self._lanes if work.is_last else work.outputs
             with self._loop(self._size(stop), self._lanes, self._size(start)) as channel:
                 place = b.add(self._times(cell, work.outputs), channel)
                 columns = [self._times_a([self._load(sums[4 * y + x], place) for y in range(4)]) for x in range(4)]
                 offset = self._load(bias, channel)
-                slope = self._load(extra, channel) if work.ending == "prelu" else None
+                slope = None if work.is_last else self._load(extra, channel)
                 for y in range(CELL):
                     row = b.add(self._times(target_row, y), channel)
                     for x, value in enumerate(self._times_a([columns[x][y] for x in range(4)])):
@@ -447,7 +456,7 @@ class _ConvolutionWriter(_Writer):
                         if slope is not None:
                             positive = b.fcmp_ordered(">", value, self._constant(0.0))
                             value = b.select(positive, value, b.fmul(value, slope))
-                        if whole:
+                        if work.is_last:
                             pixel = self._load(extra, b.add(self._times(extra_row, y), self._size(x * self._lanes)))
                             value = self._on_image(value, pixel, start)
                         self._store(value, target, b.add(row, self._size(x * work.outputs)))
@@ -515,7 +524,7 @@ class _FilterWriter(_Writer):
     ) -> None:
         """A vector of channels of some pixels side by side."""
         work, b, wide = self._work, self._b, whole_vectors(self._work.outputs)
-        steps = _UNROLLED if work.inputs % _UNROLLED == 0 else 1
+        steps = _steps(work.inputs)
         sums = [self._variable(self._constant(0.0)) for _ in range(group)]
         for y in range(work.taps[0]):
             tap_row = self._at(source, self._times(source_row, y - work.taps[0] // 2))
