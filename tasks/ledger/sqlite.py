@@ -6,12 +6,14 @@ transaction of its own: SQLite takes the lock for writing before it looks at the
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,7 +69,7 @@ class SqliteBackend:
     def set_up(self) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+            self._make()
         except OSError as error:
             raise self._failed(error.strerror or str(error), "Name another file") from error
         with self._open() as file:
@@ -75,6 +77,23 @@ class SqliteBackend:
             for statement in _SCHEMA:
                 file.execute(statement)
         self.purge(time.time())
+
+    def _make(self) -> None:
+        """Make the file, empty, where there is none.
+
+        It is never opened but by SQLite: to close it once takes the locks of all threads of this process off it, and
+        another process then removes the log they write to (https://www.sqlite.org/howtocorrupt.html, 2.2).
+        """
+        if not self._path.exists():
+            descriptor, empty = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}-")
+            try:
+                os.close(descriptor)
+                with suppress(FileExistsError):
+                    os.link(empty, self._path)
+            finally:
+                Path(empty).unlink()
+        elif not os.access(self._path, os.R_OK | os.W_OK, effective_ids=True):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     def purge(self, now: float) -> int:
         """Remove the records that are kept until before `now`; their number."""

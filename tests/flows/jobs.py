@@ -145,7 +145,7 @@ class Run:
         """
         deadline = time.monotonic() + timeout
         while not (given := condition()):
-            assert self.is_alive, f"ended before {what}: {self.said}"
+            assert self.is_alive, f"ended before {what}: {self.said}{self._stdout.read_text(errors='replace')}"
             assert time.monotonic() < deadline, f"no {what} within {timeout:.0f} s: {self.said}"
             time.sleep(_LOOK)
         return given

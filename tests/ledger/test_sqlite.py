@@ -72,6 +72,25 @@ def test_several_processes_write_at_once_and_nothing_is_lost(file: Path) -> None
             assert record.version == (26 if count == 9 else 1)
 
 
+_READ = """
+print(len(open_ledger(settings).by_owner("ann")))
+"""
+
+
+def test_opening_it_again_takes_no_lock_from_other_threads_of_the_process(file: Path) -> None:
+    settings = LedgerSettings(file=str(file))
+    ledger = open_ledger(settings)
+    with SqliteBackend(file)._open() as held:  # As any thread has it while it reads or writes.
+        held.execute("SELECT * FROM jobs").fetchone()
+        open_ledger(settings)
+        assert _start(_READ, file).communicate(timeout=60)[0] == "0\n"
+        # The other process was not the last one to have it open, so it must not have taken the log away.
+        begin(ledger)
+        assert _start(_READ, file).communicate(timeout=60)[0] == "1\n"
+        held.execute("UPDATE jobs SET owner = 'bob'")
+    assert _start(_READ, file).communicate(timeout=60)[0] == "0\n"
+
+
 def test_only_its_user_may_read_it(file: Path) -> None:
     before = os.umask(0)
     try:
