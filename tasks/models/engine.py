@@ -117,8 +117,8 @@ class Engine:
     are handed out there.
 
     On a CPU as many frames are computed side by side as there are threads, if memory allows: no thread ever waits for
-    another one to end its part of a layer. `srvgg` networks in fp32 are computed by convolutions of this project, with
-    2.25 times fewer multiplications than others; the rest by OpenVINO.
+    another one to end its part of a layer. `srvgg` and `rrdb` networks in fp32 are computed by convolutions of this
+    project, with 2.25 times fewer multiplications than others; in other precisions by OpenVINO.
 
     One stream at a time feeds the device; others wait until it has taken the last frame of that one, and begin while
     the last results still come out.
@@ -865,7 +865,7 @@ def _network_bytes_per_pixel(card: ModelCard, backend: str, device: torch.device
     `srvgg`: three activations of `num_feat` channels (`winograd` one, torch on a CPU mere strips) and the last layer.
     `rrdb`: three activations at the output's resolution, and below it a dense block with the copies its concatenations
     make. For the others see `swin.values_per_pixel`. `cuda` keeps two activations of `srvgg`, for `rrdb` three buffers
-    of a dense block and two activations at the output's resolution.
+    of a dense block and two activations at the output's resolution; there `winograd` keeps four buffers and the result.
     """
     if card.architecture == "srvgg":
         if backend == "winograd":
@@ -878,6 +878,8 @@ def _network_bytes_per_pixel(card: ModelCard, backend: str, device: torch.device
     elif backend == "cuda":
         dense = 3 * (card.num_feat + 4 * card.num_grow) + 2 * card.num_feat
         values = (dense + 16 * (2 * card.num_feat + 8)) // card.size_multiple**2
+    elif backend == "winograd":
+        values = (4 * (card.num_feat + 4 * card.num_grow) + 2 * 16 * 3) // card.size_multiple**2
     else:
         block = 4 * card.num_feat + 14 * card.num_grow
         values = (3 * 16 * card.num_feat + block) // card.size_multiple**2

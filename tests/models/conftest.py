@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tasks.models import networks
+from tasks.models.backends import winograd_program
 from tasks.models.cards import ModelCard, find_model
 from tests.models.samples import blank_card
 from tests.models.servers import CONTENT, FileServer
@@ -91,3 +92,24 @@ def remote_card(server: FileServer) -> ModelCard:
     shape = {"architecture": "srvgg", "scale": 2, "num_feat": 4, "num_conv": 1}
     sha256 = hashlib.sha256(CONTENT).hexdigest()
     return blank_card(**shape, name="remote", url=server.url, bytes=len(CONTENT), sha256=sha256)
+
+
+@pytest.fixture
+def haswell(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Programs as they are compiled for a processor without AVX-512, which those with it run as well."""
+    llvm = pytest.importorskip("llvmlite.binding")
+    features = llvm.get_host_cpu_features()
+    for name in features:
+        features[name] &= not name.startswith("avx512")
+    caches = winograd_program.vector_floats, winograd_program._compiled
+
+    def forget() -> None:
+        for cache in caches:
+            cache.cache_clear()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llvm, "get_host_cpu_features", lambda: features)
+        patch.setattr(llvm, "get_host_cpu_name", lambda: "haswell")
+        forget()
+        yield
+    forget()

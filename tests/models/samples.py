@@ -12,11 +12,8 @@ from tasks.media.pixels import Colour, PictureFormat
 from tasks.models.backends import winograd_program
 from tasks.models.cards import ModelCard
 
-#: Backends that run dense networks where the tests run.
-DENSE_BACKENDS: Final = ("torch", "openvino")
-
-#: Those that run compact ones; the last is the choice for fp32.
-CPU_BACKENDS: Final = (*DENSE_BACKENDS, "winograd") if winograd_program.is_available() else DENSE_BACKENDS
+#: Backends that run convolutional networks where the tests run; the last is the choice for fp32.
+CPU_BACKENDS: Final = ("torch", "openvino", "winograd") if winograd_program.is_available() else ("torch", "openvino")
 
 
 def blank_card(**shape: Any) -> ModelCard:

@@ -18,7 +18,7 @@ from tasks.models.backends import Backend, choose_backend, make_backend, winogra
 from tasks.models.cards import ModelCard, find_model
 from tasks.models.state import load_state
 from tests.models.conftest import MakeModel
-from tests.models.samples import CPU_BACKENDS, DENSE_BACKENDS, picture_format
+from tests.models.samples import CPU_BACKENDS, picture_format
 
 CPU = torch.device("cpu")
 COMPACT = find_model("compact-x2")
@@ -36,7 +36,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (17, 40)])
 @pytest.mark.parametrize(
     ("shape", "backend"),
-    [(shape, name) for shape in SHAPES for name in (DENSE_BACKENDS if shape.startswith("rrdb") else CPU_BACKENDS)],
+    [(shape, name) for shape in SHAPES for name in CPU_BACKENDS],
 )
 def test_a_backend_computes_the_official_network(
     shape: str, backend: str, size: tuple[int, int], make_model: MakeModel
@@ -98,7 +98,7 @@ def test_the_choice_by_device_network_and_precision(monkeypatch: pytest.MonkeyPa
     assert choose_backend("auto", CPU, COMPACT) == CPU_BACKENDS[-1]
     assert choose_backend("auto", CPU, COMPACT, "int8") == "openvino"
     assert choose_backend("auto", CPU, COMPACT, "bf16") == "openvino"
-    assert choose_backend("auto", CPU, find_model("RealESRGAN_x4plus")) == "openvino"
+    assert choose_backend("auto", CPU, find_model("RealESRGAN_x4plus")) == CPU_BACKENDS[-1]
     assert choose_backend("auto", torch.device("cuda"), COMPACT) == "torch"
     monkeypatch.setattr(winograd_program, "vector_floats", lambda: 0)
     assert choose_backend("auto", CPU, COMPACT) == "openvino"
@@ -123,7 +123,7 @@ def test_torch_for_transformers(name: str) -> None:
         ("openvino", "cuda", "compact-x2", "fp32", "the backend openvino runs on a CPU only"),
         ("winograd", "cuda", "compact-x2", "fp32", "the backend winograd runs on a CPU only"),
         ("winograd", "cpu", "compact-x2", "bf16", "the backend winograd computes in fp32, not in bf16"),
-        ("winograd", "cpu", "RealESRGAN_x4plus", "fp32", "the backend winograd does not run RealESRGAN_x4plus"),
+        ("winograd", "cpu", "swinir-m-real-x4", "fp32", "the backend winograd does not run swinir-m-real-x4"),
     ],
 )
 def test_a_backend_that_cannot_be(name: str, device: str, model: str, precision: str, message: str) -> None:

@@ -29,7 +29,7 @@ from tasks.models.engine import Engine, Work
 from tasks.models.hardware import matmul_peak
 from tasks.models.state import load_state
 from tests.models.conftest import MakeModel
-from tests.models.samples import CPU_BACKENDS, DENSE_BACKENDS, picture, picture_format, yuv_frames
+from tests.models.samples import CPU_BACKENDS, picture, picture_format, yuv_frames
 
 SHARED_WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
 
@@ -84,7 +84,7 @@ def test_equals_the_official_implementation(
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 16), (16, 17), (33, 21), (3, 5)])
-@pytest.mark.parametrize("backend", DENSE_BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_odd_sizes_of_networks_that_need_even_ones(
     rrdb_x2: ModelCard, backend: str, size: tuple[int, int], tmp_path: Path
 ) -> None:
@@ -121,7 +121,7 @@ def test_strips_change_no_bit(srvgg_x2: ModelCard, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("model", ["rrdb_x2", "rrdb_x4"])
-@pytest.mark.parametrize("backend", DENSE_BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_tiles_of_dense_networks_overlap_widely(model: str, backend: str, request: pytest.FixtureRequest) -> None:
     card = request.getfixturevalue(model)
     image = picture(75, 90)[None]
@@ -318,10 +318,10 @@ def test_other_errors_are_not_taken_for_lack_of_memory(srvgg_x2: ModelCard, monk
 
 
 def test_tiles_are_planned_by_free_memory(rrdb_x4: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert make_engine(rrdb_x4, (640, 360)).tile is None
+    assert make_engine(rrdb_x4, (640, 360), backend="openvino").tile is None
     monkeypatch.setattr(engine_module, "free_memory", lambda _: 400 << 20)
-    assert make_engine(rrdb_x4, (640, 360)).tile == 160
-    few = make_engine(rrdb_x4, (160, 90), threads=16)
+    assert make_engine(rrdb_x4, (640, 360), backend="openvino").tile == 160
+    few = make_engine(rrdb_x4, (160, 90), backend="openvino", threads=16)
     assert few.tile is None
     assert 1 < few.batch < 16
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -84,27 +82,6 @@ def test_pictures_before_change_no_bit(make_model: MakeModel) -> None:
     for size in ((40, 50), (7, 9), (21, 31), (20, 30), (1, 1)):
         x = images(size)
         assert_same_bits(all_of(network, card, x), all_of(network_of(card, size), card, x))
-
-
-@pytest.fixture
-def haswell(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Programs as they are compiled for a processor without AVX-512, which those with it run as well."""
-    llvm = pytest.importorskip("llvmlite.binding")
-    features = llvm.get_host_cpu_features()
-    for name in features:
-        features[name] &= not name.startswith("avx512")
-    caches = winograd_program.vector_floats, winograd_program._compiled
-
-    def forget() -> None:
-        for cache in caches:
-            cache.cache_clear()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(llvm, "get_host_cpu_features", lambda: features)
-        patch.setattr(llvm, "get_host_cpu_name", lambda: "haswell")
-        forget()
-        yield
-    forget()
 
 
 @pytest.mark.parametrize("scale", [2, 4])

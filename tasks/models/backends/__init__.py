@@ -2,7 +2,7 @@
 
 `torch` runs every network, on a GPU and on a CPU. `openvino` runs convolutional ones on a CPU, there close to the
 fastest matrix product of the machine, and several frames side by side. `winograd` does so with fewer multiplications,
-for `srvgg` networks in fp32, and `cuda` runs convolutional networks in fp16 on a GPU: both by kernels of this project.
+in fp32, and `cuda` runs convolutional networks in fp16 on a GPU: both by kernels of this project.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ BACKENDS: Final = ("torch", "openvino", "winograd", "cuda")
 #: What `openvino_network` builds.
 OPENVINO_ARCHITECTURES: Final = ("srvgg", "rrdb")
 
-#: What `winograd_network` computes.
-WINOGRAD_ARCHITECTURES: Final = ("srvgg",)
+#: What `winograd_network` and `winograd_dense_network` compute.
+WINOGRAD_ARCHITECTURES: Final = ("srvgg", "rrdb")
 
 #: Backends on a CPU that compute frames side by side.
 SIDE_BY_SIDE: Final = ("openvino", "winograd")
@@ -169,6 +169,10 @@ def make_backend(
         from tasks.models.backends.openvino_network import OpenVinoNetwork
 
         return OpenVinoNetwork(card, state, threads, streams, to_planes, quantised, in_bf16=dtype is torch.bfloat16)
+    if name == "winograd" and card.architecture == "rrdb":
+        from tasks.models.backends.winograd_dense_network import WinogradDenseNetwork
+
+        return WinogradDenseNetwork(card, state, threads, streams)
     if name == "winograd":
         from tasks.models.backends.winograd_network import WinogradNetwork
 

@@ -7,8 +7,6 @@ the cache still holds them.
 
 from __future__ import annotations
 
-import math
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,12 +17,12 @@ import torch
 from torch import Tensor
 
 from tasks.media.colour import PhaseKernels, RgbToPlanes
+from tasks.models.backends.winograd_layer import Layer, Memory, address, even, row_of
 from tasks.models.backends.winograd_program import (
     CELL,
     Convolution,
     Ending,
     Filter,
-    aligned,
     by_tap,
     compiled,
     padded,
@@ -37,7 +35,7 @@ from tasks.models.cards import ModelCard
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Floats = NDArray[np.float32]
+    from tasks.models.backends.winograd_layer import Floats
 
 #: Bytes of rows that become code values at a time.
 _STRIP_BYTES: Final = 4 << 20
@@ -69,19 +67,20 @@ class WinogradNetwork:
         self._picture = replace(self._enlarged, work=replace(self._enlarged.work, ending="picture"))
         takes_phases = to_planes.takes_phases(card.scale)
         self._colours = _Colours(to_planes.kernels(card.scale), self._written) if takes_phases else None
-        self._memory = _Memory()
+        self._memory = Memory()
         self._pool = ThreadPoolExecutor(self._share, "band") if self._share > 1 else None
 
-    def _layer(self, state: Mapping[str, Tensor], index: int, ending: Ending) -> _Layer:
+    def _layer(self, state: Mapping[str, Tensor], index: int, ending: Ending) -> Layer:
         outputs = self._features if ending == "prelu" else self._written
         convolution = Convolution(
             inputs=self._card.num_feat if index else 3,
             outputs=outputs,
             source_channels=self._features if index else vector_floats(),
+            target_channels=outputs,
             ending=ending,
             repeated=self._card.scale**2,
         )
-        return _Layer(
+        return Layer(
             convolution,
             transformed(state[f"body.{2 * index}.weight"], outputs),
             padded(state[f"body.{2 * index}.bias"]),
@@ -91,7 +90,7 @@ class WinogradNetwork:
     def run(self, x: Tensor) -> Tensor:
         """See `Backend.run`."""
         n, _, h, w = x.shape
-        result = np.empty((n, _even(h), _even(w), self._written), np.float32)
+        result = np.empty((n, even(h), even(w), self._written), np.float32)
 
         def finish(i: int, part: _Part, rows: slice) -> None:
             self._end(self._enlarged, part, rows, result[i, rows.start :])
@@ -107,11 +106,11 @@ class WinogradNetwork:
         luma, chroma = (np.empty((n, h, w, samples), colours.type) for samples in colours.samples)
         by_row, by_column = padded(gains[0][0, :, :, 0].T), padded(gains[1][0, :, 0].T)
         finite = np.ones(n, bool)
-        margin = _even(colours.reach)
-        height = max(CELL, _even(_STRIP_BYTES // (4 * self._written * w)))
+        margin = even(colours.reach)
+        height = max(CELL, even(_STRIP_BYTES // (4 * self._written * w)))
 
         def finish(i: int, part: _Part, rows: slice) -> None:
-            strip = self._memory.get("strip", height + 2 * margin, _even(w), self._written)
+            strip = self._memory.get("strip", height + 2 * margin, even(w), self._written)
             for top in range(rows.start, rows.stop, height):
                 bottom = min(top + height, rows.stop)
                 known = slice(max(0, top - margin), min(h, bottom + margin))
@@ -138,12 +137,12 @@ class WinogradNetwork:
         reach = self._card.receptive_field + margin
         rows = x.shape[2]
         count = max(1, min(self._share, rows // (2 * reach)))
-        height = _even(-(-rows // count))
+        height = even(-(-rows // count))
         bands = [slice(top, min(rows, top + height)) for top in range(0, rows, height)]
         for index, image in enumerate(x.numpy()):
 
             def compute(band: slice, index: int = index, image: Floats = image) -> None:
-                top = max(0, band.start - _even(reach))
+                top = max(0, band.start - even(reach))
                 finish(index, self._through_body(image[:, top : band.stop + reach], top), band)
 
             list(map(compute, bands) if self._pool is None else self._pool.map(compute, bands))
@@ -151,14 +150,14 @@ class WinogradNetwork:
     def _through_body(self, picture: Floats, top: int) -> _Part:
         """Take a part of a picture `[3, h, w]` that begins with row `top` through all layers but the last."""
         h, w = picture.shape[1:]
-        image = self._memory.get("image", _even(h) + 2, _even(w) + 2, vector_floats())
+        image = self._memory.get("image", even(h) + 2, even(w) + 2, vector_floats())
         image[:] = 0
         image[1 : h + 1, 1 : w + 1, :3] = picture.transpose(1, 2, 0)
         steps = len(self._body)
-        features = self._memory.get("features", _even(h) + 1 + steps, _even(w) + 1 + steps, self._features)
+        features = self._memory.get("features", even(h) + 1 + steps, even(w) + 1 + steps, self._features)
         source = image[1:, 1:]
         for start, layer in zip(range(steps, 0, -1), self._body, strict=True):  # Row and column of the first pixel.
-            self._apply(layer, source, features[start:, start:], h, w, layer.slope)
+            layer.apply(self._memory, source, features[start:, start:], (h, w), layer.slope)
             source = features[start:, start:]
             for edge in (start - 1, start + h):
                 features[edge, start - 1 : start + w + 1] = 0
@@ -166,31 +165,11 @@ class WinogradNetwork:
                 features[start - 1 : start + h + 1, edge] = 0
         return _Part(image[1:, 1:], source, top, w)
 
-    def _end(self, layer: _Layer, part: _Part, rows: slice, target: Floats) -> bool:
+    def _end(self, layer: Layer, part: _Part, rows: slice, target: Floats) -> bool:
         """Apply the last layer to some rows. Returns whether all that it gave was finite."""
         first = rows.start - part.top
         image, features = part.image[first:], part.features[first:]
-        return self._apply(layer, features, target, rows.stop - rows.start, part.width, image)
-
-    def _apply(self, layer: _Layer, source: Floats, target: Floats, h: int, w: int, extra: Floats) -> bool:
-        scratch = self._memory.get("scratch", layer.work.scratch_floats)
-        watched = aligned(vector_floats())
-        arrays = (layer.weight, layer.bias, extra)
-        compiled(layer.work)(
-            *(_address(source), _row_of(source), _address(target), _row_of(target)),
-            *(_even(h) // CELL, _even(w) // CELL),
-            *(_address(array) for array in arrays),
-            *(_row_of(extra), _address(scratch), _address(watched)),
-        )
-        return bool(np.isfinite(watched).all())
-
-
-@dataclass(frozen=True)
-class _Layer:
-    work: Convolution
-    weight: Floats
-    bias: Floats
-    slope: Floats
+        return layer.apply(self._memory, features, target, (rows.stop - rows.start, part.width), image)
 
 
 @dataclass(frozen=True)
@@ -222,7 +201,7 @@ class _Colours:
         self._columns = _Filtering(
             kernels.columns, kernels.chroma_bias, whole_vectors(len(zeros)), kernels.peak, has_gains=True
         )
-        self._memory = _Memory()
+        self._memory = Memory()
 
     def convert(
         self,
@@ -265,35 +244,6 @@ class _Filtering:
     def apply(self, source: Floats, target: NDArray[Any], size: tuple[int, int], *gains: Floats) -> None:
         """Both from their first pixel on."""
         compiled(self.work)(
-            *(_address(source), _row_of(source), _address(target), _row_of(target), *size),
-            *(_address(array) for array in (self._weight, self._bias, *(gains or (self._bias, self._bias)))),
+            *(address(source), row_of(source), address(target), row_of(target), *size),
+            *(address(array) for array in (self._weight, self._bias, *(gains or (self._bias, self._bias)))),
         )
-
-
-class _Memory(threading.local):
-    """Pieces of memory of each thread, kept for the next picture."""
-
-    def __init__(self) -> None:
-        self._pieces: dict[str, Floats] = {}
-
-    def get(self, name: str, *shape: int) -> Floats:
-        """The piece of that name in that shape, with whatever it holds: zeros at first."""
-        size = math.prod(shape)
-        piece = self._pieces.get(name)
-        if piece is None or len(piece) < size:
-            self._pieces.pop(name, None)
-            piece = self._pieces[name] = aligned(size)
-        return piece[:size].reshape(shape)
-
-
-def _address(array: NDArray[Any]) -> int:
-    return array.ctypes.data
-
-
-def _row_of(array: NDArray[Any]) -> int:
-    """Elements from a row to the next."""
-    return array.strides[0] // array.itemsize
-
-
-def _even(length: int) -> int:
-    return length + -length % CELL

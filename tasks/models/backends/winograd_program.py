@@ -33,7 +33,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Ending = Literal["prelu", "enlarged", "picture"]
+Ending = Literal["prelu", "plus", "enlarged", "picture"]
 
 #: Edge of a cell in pixels.
 CELL: Final = 2
@@ -61,16 +61,19 @@ class Convolution:
     """Channels written; whole vectors."""
     source_channels: int
     """Channels that a pixel of the source has; those read are the first of them, rounded up to whole vectors."""
+    target_channels: int
+    """Channels that a pixel of the target has."""
     ending: Ending
-    """`prelu`: negative values times the slope of their channel. `enlarged`: plus the image of three channels, each of
-    which is repeated for an equal number of channels. `picture`: that, and clamped to 0..1."""
+    """`prelu`: negative values times the slope of their channel. `plus`: plus as many channels of a picture like the
+    source. `enlarged`: plus the image of three channels, each of which is repeated for an equal number of channels.
+    `picture`: that, and clamped to 0..1."""
     repeated: int = 1
     """For how many channels each of the image's is repeated."""
 
     @property
     def is_last(self) -> bool:
         """Whether the image is added."""
-        return self.ending != "prelu"
+        return self.ending in ("enlarged", "picture")
 
     @property
     def block(self) -> int:
@@ -116,8 +119,8 @@ bias: `[outputs]` in whole vectors.
 
 Then for a `Convolution`:
 
-extra, extra_row: Slopes `[outputs]` for `prelu`, and a distance that does not matter; else the image, as many channels
-    as a vector has, those from the fourth on zero.
+extra, extra_row: Slopes `[outputs]` for `prelu`, and a distance that does not matter; the picture for `plus`; else the
+    image, as many channels as a vector has, those from the fourth on zero.
 scratch: `scratch_floats`, once filled with zeros.
 watched: A vector that becomes NaN if any of an `enlarged` result or a `picture` is not finite before it is clamped.
 
@@ -359,6 +362,7 @@ class _ConvolutionWriter(_Writer):
     def __init__(self, module: Any, lanes: int, work: Convolution) -> None:
         super().__init__(module, lanes)
         self._work, self._stored = work, whole_vectors(work.inputs)
+        self._extra_channels = lanes if work.is_last else work.source_channels
 
     def write(self) -> list[Any]:
         """Returns the types of the arguments."""
@@ -377,7 +381,7 @@ class _ConvolutionWriter(_Writer):
         with self._loop(rows) as row:
             from_row = self._at(source, self._times(row, source_row, CELL))
             to_row = self._at(target, self._times(row, target_row, CELL))
-            image_row = self._at(extra, self._times(row, extra_row, CELL))
+            extra_line = self._at(extra, self._times(row, extra_row, CELL))
             with self._loop(columns, work.block) as first:
                 left = b.sub(columns, first)
                 count = b.select(b.icmp_signed("<", left, size(work.block)), left, size(work.block))
@@ -387,9 +391,9 @@ class _ConvolutionWriter(_Writer):
                 self._multiply(given[0], weights, products, count)
                 with self._loop(count) as cell:
                     column = b.add(first, cell)
-                    to = self._at(to_row, self._times(column, CELL * work.outputs))
-                    if work.is_last:
-                        extra = self._at(image_row, self._times(column, CELL * self._lanes))
+                    to = self._at(to_row, self._times(column, CELL * work.target_channels))
+                    if work.ending != "prelu":
+                        extra = self._at(extra_line, self._times(column, CELL * self._extra_channels))
                     self._transform_back(sums, cell, to, target_row, bias, extra, extra_row)
         self._store(self._value(self._watched), watched, 0)
         b.ret_void()
@@ -448,7 +452,7 @@ class _ConvolutionWriter(_Writer):
                 place = b.add(self._times(cell, work.outputs), channel)
                 columns = [self._times_a([self._load(sums[4 * y + x], place) for y in range(4)]) for x in range(4)]
                 offset = self._load(bias, channel)
-                slope = None if work.is_last else self._load(extra, channel)
+                slope = self._load(extra, channel) if work.ending == "prelu" else None
                 for y in range(CELL):
                     row = b.add(self._times(target_row, y), channel)
                     for x, value in enumerate(self._times_a([columns[x][y] for x in range(4)])):
@@ -456,10 +460,13 @@ class _ConvolutionWriter(_Writer):
                         if slope is not None:
                             positive = b.fcmp_ordered(">", value, self._constant(0.0))
                             value = b.select(positive, value, b.fmul(value, slope))
-                        if work.is_last:
-                            pixel = self._load(extra, b.add(self._times(extra_row, y), self._size(x * self._lanes)))
-                            value = self._on_image(value, pixel, start)
-                        self._store(value, target, b.add(row, self._size(x * work.outputs)))
+                        if work.ending != "prelu":
+                            there = b.add(self._times(extra_row, y), self._size(x * self._extra_channels))
+                            if work.is_last:
+                                value = self._on_image(value, self._load(extra, there), start)
+                            else:
+                                value = b.fadd(value, self._load(extra, b.add(there, channel)))
+                        self._store(value, target, b.add(row, self._size(x * work.target_channels)))
 
     def _on_image(self, value: Any, pixel: Any, start: int) -> Any:
         channels = [min(3, (start + lane) // self._work.repeated) for lane in range(self._lanes)]
