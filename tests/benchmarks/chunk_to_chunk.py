@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from tasks.models.engine import Engine
 from tasks.upscale import run_engine
 
 #: Bytes of results that writing takes from memory, again and again: few enough for any machine.
-_RESULT_BYTES = 2**30
+_RESULT_BYTES: Final = 2**30
 
 
 def measure(video: Path, model: str, scratch: Path, turns: int, chunk_bytes: int, precision: str) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def measure(video: Path, model: str, scratch: Path, turns: int, chunk_bytes: int
     decoded = np.stack(list(decode_frames(facts, table, 0, min(count, len(table)) - 1)))
     # Forwards and backwards, so that no frame repeats the one before.
     there_and_back = np.concatenate((decoded, decoded[-2:0:-1]))
-    frames = np.stack([there_and_back[i % len(there_and_back)] for i in range(count)])
+    frames = there_and_back[np.arange(count) % len(there_and_back)]
     engine = Engine(card, source, target, precision=precision, reuse=False)
     results = np.concatenate(list(engine.stream([frames[: max(1, _RESULT_BYTES // target.frame_bytes)]])))
     chunk, upscaled = scratch / "chunk.raw", scratch / "upscaled.raw"

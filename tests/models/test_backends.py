@@ -34,10 +34,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (17, 40)])
-@pytest.mark.parametrize(
-    ("shape", "backend"),
-    [(shape, name) for shape in SHAPES for name in CPU_BACKENDS],
-)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_a_backend_computes_the_official_network(
     shape: str, backend: str, size: tuple[int, int], make_model: MakeModel
 ) -> None:

@@ -7,17 +7,17 @@ to layer in tiles, which fit into the cache and overlap by all that those layers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.models.backends.winograd_layer import Layer, Memory, even
+from tasks.media.changes import Box
+from tasks.models.backends.winograd_layer import Layer, Memory, Threads, even
 from tasks.models.backends.winograd_program import Convolution, Ending, padded, transformed, whole_vectors
 from tasks.models.cards import ModelCard
 from tasks.models.networks import RRDB_RESIDUAL, RRDB_SLOPE
@@ -53,52 +53,52 @@ class WinogradDenseNetwork:
 
     def __init__(self, card: ModelCard, state: Mapping[str, Tensor], threads: int, streams: int) -> None:
         self._card = card
-        self._share = max(1, threads // streams)
-        self._pool = ThreadPoolExecutor(self._share, "rows") if self._share > 1 else None
+        self._threads = Threads(threads // streams)
         self._features, self._grown = whole_vectors(card.num_feat), whole_vectors(card.num_grow)
         self._block = self._features + _GROWING * self._grown
         self._memory = Memory()
         image = 3 * card.size_multiple**2
-        self._first = self._layer(state, "conv_first", whole_vectors(image), inputs=image, slope=1)
+        self._first = self._layer(state, "conv_first", whole_vectors(image), self._block, inputs=image, slope=1)
         self._blocks = [
             [self._dense_block(state, f"body.{block}.rdb{dense}") for dense in (1, 2, 3)]
             for block in range(card.num_block)
         ]
-        self._body = self._layer(state, "conv_body", self._block, ending="plus")
+        self._body = self._layer(state, "conv_body", self._block, self._block, ending="plus")
         self._enlarging = [self._layer(state, f"conv_up{i + 1}", self._features) for i in range(_DOUBLINGS)]
         self._detail = self._layer(state, "conv_hr", self._features)
         self._last = self._layer(state, "conv_last", self._features, slope=1)
 
     def _dense_block(self, state: Mapping[str, Tensor], name: str) -> list[Layer]:
-        growing = [
-            self._layer(state, f"{name}.conv{i + 1}", self._block, inputs=self._features + i * self._grown)
-            for i in range(_GROWING)
-        ]
-        last = f"{name}.conv{_GROWING + 1}"
-        return [*growing, self._layer(state, last, self._block, inputs=self._block, ending="plus", gain=RRDB_RESIDUAL)]
+        layer = partial(self._layer, state, source_channels=self._block, target_channels=self._block)
+        growing = [layer(f"{name}.conv{i + 1}", inputs=self._features + i * self._grown) for i in range(_GROWING)]
+        last = layer(f"{name}.conv{_GROWING + 1}", inputs=self._block, ending="plus", gain=RRDB_RESIDUAL)
+        return [*growing, last]
 
     def _layer(
         self,
         state: Mapping[str, Tensor],
         name: str,
         source_channels: int,
+        target_channels: int | None = None,
         *,
         inputs: int | None = None,
         ending: Ending = "prelu",
         slope: float = RRDB_SLOPE,
         gain: float = 1.0,
     ) -> Layer:
-        """A layer of that name, whose result is multiplied by `gain`; it reads `inputs` channels, else the features."""
+        """A layer of that name, whose result is multiplied by `gain`.
+
+        It reads `inputs` channels, by default the features; its target has what it writes, if nothing else is said.
+        """
         weight, bias = gain * state[f"{name}.weight"], gain * state[f"{name}.bias"]
         inputs = inputs or self._features
         outputs = whole_vectors(len(weight))
-        is_in_body = name.startswith(("conv_first", "body", "conv_body"))
         return Layer(
             Convolution(
                 inputs=inputs,
                 outputs=outputs,
                 source_channels=source_channels,
-                target_channels=self._block if is_in_body else outputs,
+                target_channels=target_channels or outputs,
                 ending=ending,
             ),
             transformed(self._spread(weight, inputs), outputs),
@@ -144,11 +144,10 @@ class WinogradDenseNetwork:
         start[:h, :w, : self._features] = features[:h, :w, : self._features]
         for block in self._blocks:
             value = start
-            for dense, target in zip(block, (one, other, one), strict=True):
+            for dense, target, added in zip(block, (one, other, one), (None, None, start), strict=True):
                 for i, layer in enumerate(dense[:-1]):
                     apply(layer, value, value[..., self._features + i * self._grown :])
-                is_last = dense is block[-1]
-                apply(dense[-1], value, target, extra=value, start=start if is_last else None)
+                apply(dense[-1], value, target, extra=value, start=added)
                 value = target
             start, one = one, start
         apply(self._body, start, other, extra=features)
@@ -164,21 +163,23 @@ class WinogradDenseNetwork:
         """
         h, w = size
 
-        def compute(corner: tuple[int, int]) -> None:
-            kept = [slice(first, min(first + _TILE, length)) for first, length in zip(corner, size, strict=True)]
-            needed = [
-                slice(max(0, part.start - _SEEN), min(length, part.stop + _SEEN))
-                for part, length in zip(kept, size, strict=True)
+        def compute(kept: Box) -> None:
+            needed = kept.grown(_SEEN, w, h)
+            seen = features[needed.top : needed.bottom, needed.left : needed.right, : self._features]
+            tile = self._tile_enlarged(seen)
+            place, inside = kept.scaled(_ENLARGED), kept.within(needed).scaled(_ENLARGED)
+            result[place.top : place.bottom, place.left : place.right] = tile[
+                inside.top : inside.bottom, inside.left : inside.right, :3
             ]
-            inside = tuple(
-                slice(_ENLARGED * (part.start - around.start), _ENLARGED * (part.stop - around.start))
-                for part, around in zip(kept, needed, strict=True)
-            )
-            place = tuple(slice(_ENLARGED * part.start, _ENLARGED * part.stop) for part in kept)
-            tile = features[needed[0], needed[1], : self._features]
-            result[place] = self._tile_enlarged(tile)[(*inside, slice(3))]
 
-        self._side_by_side(compute, [(top, left) for top in range(0, h, _TILE) for left in range(0, w, _TILE)])
+        self._threads.each(
+            compute,
+            [
+                Box(top, left, min(h, top + _TILE), min(w, left + _TILE))
+                for top in range(0, h, _TILE)
+                for left in range(0, w, _TILE)
+            ],
+        )
 
     def _tile_enlarged(self, value: Floats) -> Floats:
         """A tile after the last layer; valid until the thread's next one."""
@@ -190,12 +191,12 @@ class WinogradDenseNetwork:
             for y in range(2):
                 for x in range(2):
                     doubled[y : size[0] : 2, x : size[1] : 2] = value
-            layer.apply(self._memory, doubled, enlarged, size, layer.slope)
+            layer.apply(self._memory, doubled, enlarged, size)
             value = enlarged[: size[0], : size[1]]
         detail = doubled  # What it held has been read.
-        self._detail.apply(self._memory, enlarged, detail, size, self._detail.slope)
+        self._detail.apply(self._memory, enlarged, detail, size)
         result = self._memory.get("result", *size, self._last.work.target_channels)
-        self._last.apply(self._memory, detail, result, size, self._last.slope)
+        self._last.apply(self._memory, detail, result, size)
         return result
 
     def _apply(
@@ -219,24 +220,21 @@ class WinogradDenseNetwork:
             size: Rows and columns.
         """
         h, w = size
-        height = even(-(-h // self._share))
+        height = even(-(-h // self._threads.count))
 
         def compute(top: int) -> None:
             rows = slice(top, min(h, top + height))
-            size = rows.stop - top, w
-            layer.apply(self._memory, source[top:], target[top:], size, layer.slope if extra is None else extra[top:])
+            here = None if extra is None else extra[top:]
+            layer.apply(self._memory, source[top:], target[top:], (rows.stop - top, w), here)
             if start is not None:
                 part = target[rows, :w, : self._features]
                 part *= RRDB_RESIDUAL
                 part += start[rows, :w, : self._features]
 
-        self._side_by_side(compute, range(0, h, height))
+        self._threads.each(compute, range(0, h, height))
         # Beyond a picture of odd size layers see zeros, not what its last cells have there.
         target[h : even(h), : even(w), : layer.work.outputs] = 0
         target[:h, w : even(w), : layer.work.outputs] = 0
-
-    def _side_by_side(self, compute: Callable[[Any], None], parts: Iterable[Any]) -> None:
-        list(map(compute, parts) if self._pool is None else self._pool.map(compute, parts))
 
     def _bordered(self, name: str, size: tuple[int, int], channels: int) -> Floats:
         """Memory for a picture, from its first pixel on, with zeros around it."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +17,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
+
+_Part = TypeVar("_Part")
+
+
+class Threads:
+    """So many threads share the work on a picture; that of the caller does it if it is one.
+
+    Args:
+        count: How many.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = max(1, count)
+        self._pool = ThreadPoolExecutor(self.count, "part") if self.count > 1 else None
+
+    def each(self, work: Callable[[_Part], None], parts: Iterable[_Part]) -> None:
+        """Do the work on all parts."""
+        list(map(work, parts) if self._pool is None else self._pool.map(work, parts))
 
 
 class Memory(threading.local):
@@ -42,7 +62,9 @@ class Layer:
     bias: Floats
     slope: Floats
 
-    def apply(self, memory: Memory, source: Floats, target: Floats, size: tuple[int, int], extra: Floats) -> bool:
+    def apply(
+        self, memory: Memory, source: Floats, target: Floats, size: tuple[int, int], extra: Floats | None = None
+    ) -> bool:
         """Compute rows and columns of a picture.
 
         Args:
@@ -50,11 +72,12 @@ class Layer:
             source: From its first pixel on; there is one more on all sides.
             target: From its first pixel on; there is one more row and column if the size is odd.
             size: Rows and columns.
-            extra: What the program takes as such.
+            extra: What the program takes as such, by default the slopes.
 
         Returns:
             Whether all that a last layer gave was finite.
         """
+        extra = self.slope if extra is None else extra
         scratch = memory.get("scratch", self.work.scratch_floats)
         watched = aligned(vector_floats())
         compiled(self.work)(

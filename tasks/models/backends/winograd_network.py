@@ -8,7 +8,6 @@ the cache still holds them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tasks.media.colour import PhaseKernels, RgbToPlanes
-from tasks.models.backends.winograd_layer import Layer, Memory, address, even, row_of
+from tasks.models.backends.winograd_layer import Layer, Memory, Threads, address, even, row_of
 from tasks.models.backends.winograd_program import (
     CELL,
     Convolution,
@@ -58,7 +57,7 @@ class WinogradNetwork:
     def __init__(
         self, card: ModelCard, state: Mapping[str, Tensor], threads: int, streams: int, to_planes: RgbToPlanes
     ) -> None:
-        self._card, self._share = card, threads // streams
+        self._card, self._threads = card, Threads(threads // streams)
         self._outputs = 3 * card.scale**2
         self._features, self._written = whole_vectors(card.num_feat), whole_vectors(self._outputs)
         last = card.num_conv + 1
@@ -68,7 +67,6 @@ class WinogradNetwork:
         takes_phases = to_planes.takes_phases(card.scale)
         self._colours = _Colours(to_planes.kernels(card.scale), self._written) if takes_phases else None
         self._memory = Memory()
-        self._pool = ThreadPoolExecutor(self._share, "band") if self._share > 1 else None
 
     def _layer(self, state: Mapping[str, Tensor], index: int, ending: Ending) -> Layer:
         outputs = self._features if ending == "prelu" else self._written
@@ -136,7 +134,7 @@ class WinogradNetwork:
         # Threads that share a picture compute what is around their rows twice.
         reach = self._card.receptive_field + margin
         rows = x.shape[2]
-        count = max(1, min(self._share, rows // (2 * reach)))
+        count = max(1, min(self._threads.count, rows // (2 * reach)))
         height = even(-(-rows // count))
         bands = [slice(top, min(rows, top + height)) for top in range(0, rows, height)]
         for index, image in enumerate(x.numpy()):
@@ -145,7 +143,7 @@ class WinogradNetwork:
                 top = max(0, band.start - even(reach))
                 finish(index, self._through_body(image[:, top : band.stop + reach], top), band)
 
-            list(map(compute, bands) if self._pool is None else self._pool.map(compute, bands))
+            self._threads.each(compute, bands)
 
     def _through_body(self, picture: Floats, top: int) -> _Part:
         """Take a part of a picture `[3, h, w]` that begins with row `top` through all layers but the last."""
@@ -157,7 +155,7 @@ class WinogradNetwork:
         features = self._memory.get("features", even(h) + 1 + steps, even(w) + 1 + steps, self._features)
         source = image[1:, 1:]
         for start, layer in zip(range(steps, 0, -1), self._body, strict=True):  # Row and column of the first pixel.
-            layer.apply(self._memory, source, features[start:, start:], (h, w), layer.slope)
+            layer.apply(self._memory, source, features[start:, start:], (h, w))
             source = features[start:, start:]
             for edge in (start - 1, start + h):
                 features[edge, start - 1 : start + w + 1] = 0
