@@ -15,7 +15,7 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from tasks.media.changes import planes
@@ -48,6 +48,7 @@ class Closeness:
     _given: Iterator[Luma] = field(default_factory=lambda: iter(()), repr=False)
     _near: list[Luma | None] = field(default_factory=list, repr=False)
     _count: int = 0
+    _reformatter: VideoReformatter = field(default_factory=VideoReformatter, repr=False)  # Knows its filters by now.
 
     @classmethod
     def to(cls, frames: Iterable[NDArray[np.uint8]], picture: PictureFormat) -> Closeness:
@@ -61,14 +62,20 @@ class Closeness:
         before, own, after = self._near
         if own is None:
             return
-        shown = _shrunk(frame, target, own.shape)
-        errors = [float(np.mean(np.square(shown - each))) for each in (own, before, after) if each is not None]
-        far = float(np.mean(np.square(_block_means(shown - own))))
-        psnr = 10 * math.log10(_PEAK**2 / max(far, 1e-3))
+        shown = _shrunk(frame, target, own.shape, self._reformatter)
+        difference = shown - own
+        psnr = 10 * math.log10(_PEAK**2 / max(_mean_square(_block_means(difference)), 1e-3))
         if psnr < self.worst:
             self.worst, self.worst_frame = psnr, self._count
-        self.misplaced += errors[0] > _NOTHING and min(errors) < _CLOSER * errors[0]
+        if (error := _mean_square(difference)) > _NOTHING:
+            beside = (_mean_square(shown - each) for each in (before, after) if each is not None)
+            self.misplaced += min(beside, default=error) < _CLOSER * error
         self._count += 1
+
+
+def _mean_square(luma: Luma) -> float:
+    rows = np.einsum("ij,ij->i", luma, luma)  # Without a copy of all squares; a row is short enough for fp32.
+    return float(rows.sum(dtype=np.float64)) / luma.size
 
 
 def _block_means(luma: Luma) -> Luma:
@@ -81,7 +88,8 @@ def _block_means(luma: Luma) -> Luma:
 
 def _luma(frame: NDArray[np.uint8], picture: PictureFormat) -> Luma:
     """Brightness in 8-bit code values of full range, `[rows, columns]`."""
-    return _brightness([plane.astype(np.float32) for plane in planes(frame, picture)[:3]], picture, picture.layout.bits)
+    given = planes(frame, picture)[: 3 if picture.layout.model == "rgb" else 1]
+    return _brightness([plane.astype(np.float32) for plane in given], picture, picture.layout.bits)
 
 
 def _brightness(given: list[Luma], picture: PictureFormat, bits: int) -> Luma:
@@ -91,10 +99,13 @@ def _brightness(given: list[Luma], picture: PictureFormat, bits: int) -> Luma:
     if picture.colour.full_range:
         return given[0] * (_PEAK / ((1 << bits) - 1))
     unit = 1 << (bits - 8)
-    return (given[0] - 16 * unit) * (_PEAK / (219 * unit))
+    luma = given[0]
+    luma -= 16 * unit
+    luma *= _PEAK / (219 * unit)
+    return luma
 
 
-def _shrunk(frame: av.VideoFrame, target: PictureFormat, shape: tuple[int, ...]) -> Luma:
+def _shrunk(frame: av.VideoFrame, target: PictureFormat, shape: tuple[int, ...], reformatter: VideoReformatter) -> Luma:
     """Brightness of a decoded frame at the size of its source."""
     # Eight bits are enough to tell pictures apart, and libswscale shrinks grey ten times as fast as numpy would.
     bits = frame.format.components[0].bits
@@ -108,7 +119,7 @@ def _shrunk(frame: av.VideoFrame, target: PictureFormat, shape: tuple[int, ...])
             :, :columns
         ]
         grey = samples if bits == 8 else (samples >> (bits - 8)).astype(np.uint8)
-        whole = av.VideoFrame.from_ndarray(np.ascontiguousarray(grey), format="gray")
-        shrunk = whole.reformat(shape[1], shape[0], interpolation=Interpolation.AREA)
+        whole = av.VideoFrame.from_numpy_buffer(grey, format="gray")
+        shrunk = reformatter.reformat(whole, shape[1], shape[0], interpolation=Interpolation.AREA, threads=1)
         small.append(shrunk.to_ndarray().astype(np.float32))
     return _brightness(small, target, 8)
