@@ -1,9 +1,10 @@
 """Decoding exactly the frames `[first, last]` of a source, each recognised by its presentation time.
 
-Decoding starts two keyframes before the first wanted frame, because a single one is not enough for open groups of
-pictures: their leading frames refer to the group before. A wanted frame counts only if the decoder delivered it without
-an error and at exactly the time the frame table gives. If one is missing, the range is decoded once more from the start
-of the file, which is slow and always right, before it is given up by its number.
+Decoding starts at the keyframe before the first wanted frame if nothing after it can refer to what was before it, and
+else at the one before that: a group of pictures may be open. On the way, frames that none refers to are left out. A
+wanted frame counts only if the decoder delivered it without an error and at exactly the time the frame table gives. If
+one is missing, the range is decoded once more from the start of the file, which is slow and always right, before it is
+given up by its number.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from pathlib import Path
 
 import av.error
 import numpy as np
-from av.container import InputContainer
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType
 from numpy.typing import NDArray
 
 from tasks.errors import FrameError, UnsupportedSourceError
 from tasks.media.fields import deinterlaced
+from tasks.media.keyframes import packets_from, resets_decoder
 from tasks.media.pixels import PictureFormat
 from tasks.media.probe import SourceFacts, open_source, video_stream
 from tasks.media.timestamps import FrameTable
@@ -52,7 +54,7 @@ def decode_frames(
             yield packed_planes(frame, facts.picture)
         return
     rate = 2 if table.fields.doubled else 1
-    pictures = replace(table, pts=table.stream_pts, time_base=facts.time_base)
+    pictures = replace(table, pts=table.stream_pts, time_base=facts.time_base, fields=None)
     # One more on each side: the filter makes lines up from the pictures before and after.
     begin, end = max(0, first // rate - 1), min(len(pictures) - 1, last // rate + 1)
     wanted = table.pts[first : last + 1] * (2 // rate)  # The filter counts in halves of the stream's ticks.
@@ -71,8 +73,8 @@ def _pictures(facts: SourceFacts, table: FrameTable, first: int, last: int, thre
     """Pictures `first..last` of the stream, whose times `table` holds."""
     wanted = table.pts[first : last + 1]
     done = 0
-    for start in dict.fromkeys((_seek_target(table, first), None)):
-        for frame in _decode_from(facts, start, int(wanted[0]), int(wanted[-1]), threads):
+    for start in dict.fromkeys((_start(facts, table, first), None)):
+        for frame in _decode_from(facts, table, start, int(wanted[0]), int(wanted[-1]), threads):
             if done < len(wanted) and frame.pts == wanted[done]:
                 _check(facts, frame, first + done)
                 yield frame
@@ -93,20 +95,34 @@ def decodable_times(facts: SourceFacts, table: FrameTable) -> NDArray[np.int64]:
     known = set(table.pts.tolist())
     found = [
         frame.pts
-        for frame in _decode_from(facts, None, int(table.pts[0]), int(table.pts[-1]), 0, salvage=True)
+        for frame in _decode_from(facts, table, None, int(table.pts[0]), int(table.pts[-1]), 0, salvage=True)
         if frame.pts in known and frame.width == facts.width and frame.height == facts.height
     ]
     return np.unique(np.asarray(found, dtype=np.int64))
 
 
-def _seek_target(table: FrameTable, first: int) -> int | None:
-    """Time of the second keyframe at or before a frame; `None` for the start of the file."""
+def _start(facts: SourceFacts, table: FrameTable, first: int) -> int | None:
+    """Time of the keyframe to start at for a frame; `None` for the start of the file."""
     before = int(np.searchsorted(table.keyframes, table.pts[first], side="right"))
+    if before < 2:
+        return None
+    with open_source(Path(facts.path)) as container:
+        last = int(table.keyframes[before - 1])
+        packet = next(packets_from(container, facts.video_index, table, last), None)
+        if packet is not None and resets_decoder(packet):
+            return last
     return int(table.keyframes[before - 2]) if before > 2 else None
 
 
 def _decode_from(
-    facts: SourceFacts, start: int | None, first_pts: int, last_pts: int, threads: int, *, salvage: bool = False
+    facts: SourceFacts,
+    table: FrameTable,
+    start: int | None,
+    first_pts: int,
+    last_pts: int,
+    threads: int,
+    *,
+    salvage: bool = False,
 ) -> Iterator[av.VideoFrame]:
     """Decode from a keyframe and yield the whole, undamaged frames with times in `[first_pts, last_pts]`.
 
@@ -120,10 +136,9 @@ def _decode_from(
         context.thread_type = "SLICE"
         context.thread_count = threads
         context.options = _STRICT
-        if start is not None:
-            container.seek(start, stream=stream, backward=True, any_frame=False)
         damaged = False
-        for frame in _tolerant_decode(container, facts.video_index):
+        packets = container.demux(stream) if start is None else packets_from(container, stream.index, table, start)
+        for frame in _tolerant_decode(packets, context, first_pts):
             if frame is None:
                 damaged = salvage
                 continue
@@ -138,19 +153,23 @@ def _decode_from(
             yield frame
 
 
-def _tolerant_decode(container: InputContainer, index: int) -> Iterator[av.VideoFrame | None]:
-    """All frames a decoder gives, and `None` where it refused a packet."""
-    stream = video_stream(container, index)
+def _tolerant_decode(
+    packets: Iterator[av.Packet], context: VideoCodecContext, first_pts: int
+) -> Iterator[av.VideoFrame | None]:
+    """Frames a decoder gives, and `None` where it refused a packet; without those before a time that none refers to."""
     try:
-        for packet in container.demux(stream):
+        for packet in packets:
+            # Of H.264 alone: what HEVC calls so, pictures of a higher temporal layer may refer to.
+            is_early = context.name == "h264" and packet.pts is not None and packet.pts < first_pts
+            context.skip_frame = "NONREF" if is_early else "DEFAULT"
             try:
-                yield from packet.decode()
+                yield from context.decode(packet)
             except av.error.FFmpegError:
                 yield None
     except av.error.FFmpegError:
         # The container itself ends in the middle: flush what the decoder still holds.
         try:
-            yield from stream.codec_context.decode(None)
+            yield from context.decode(None)
         except av.error.FFmpegError:
             return
 

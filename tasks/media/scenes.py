@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tasks.errors import FrameError
 from tasks.media.changes import planes as planes_of
 from tasks.media.decode import decode_frames, packed_planes
+from tasks.media.keyframes import packets_from
 from tasks.media.pixels import PictureFormat
 from tasks.media.probe import SourceFacts, open_source, video_stream
 from tasks.media.timestamps import FrameTable
@@ -154,7 +155,7 @@ def _looks(facts: SourceFacts, table: FrameTable) -> Iterator[Look]:
     keys = np.intersect1d(table.pts, table.keyframes)
     if len(keys) >= _FEWEST_KEYFRAMES or len(table) > _FRAMES_DECODED:
         wanted = keys[_spread(len(keys))]
-        for pts, planes in _key_frames(facts, wanted):
+        for pts, planes in _key_frames(facts, table, wanted):
             yield Look.at(int(np.searchsorted(table.pts, pts)), planes, facts.picture)
         return
     wanted_numbers = set(_spread(len(table)).tolist())
@@ -169,7 +170,9 @@ def _spread(count: int) -> NDArray[np.int64]:
     return (2 * np.arange(parts) + 1) * count // (2 * parts)
 
 
-def _key_frames(facts: SourceFacts, wanted: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def _key_frames(
+    facts: SourceFacts, table: FrameTable, wanted: NDArray[np.int64]
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Times and packed planes of key frames, each decoded by itself; those that do not decode are left out."""
     with open_source(Path(facts.path)) as container:
         stream = video_stream(container, facts.video_index)
@@ -177,9 +180,8 @@ def _key_frames(facts: SourceFacts, wanted: NDArray[np.int64]) -> Iterator[tuple
         stream.codec_context.thread_type = "SLICE"
         for pts in wanted.tolist():
             try:
-                container.seek(pts, stream=stream, backward=True, any_frame=False)
-                packet = next((packet for packet in container.demux(stream) if packet.pts == pts), None)
-                if packet is None or not packet.size:
+                packet = next(packets_from(container, stream.index, table, pts), None)
+                if packet is None:
                     continue
                 shown = [*packet.decode(), *stream.codec_context.decode(None)]
                 stream.codec_context.flush_buffers()

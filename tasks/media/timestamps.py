@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 import av.error
 import numpy as np
@@ -24,7 +25,7 @@ from tasks.media.probe import SourceFacts, open_source
 _DURATION_TOLERANCE = 0.5
 
 #: Most frames by which decoding order and presentation order differ (H.264 and HEVC allow 16).
-_REORDER_DEPTH = 16
+REORDER_DEPTH: Final = 16
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _scan(facts: SourceFacts, modified: int) -> PacketScan:
         missing_seconds = _end_seconds(facts) - last_end
     ends_in_packet = facts.container == "mpegts" and all(facts.size_bytes % size for size in (188, 192, 204))
     # Where packets lie in the order in which they are shown, a cut leaves no gap: a picture is shown longer there.
-    is_reordered = bool(np.any(np.diff(pts[-_REORDER_DEPTH:]) < 0))
+    is_reordered = bool(np.any(np.diff(pts[-REORDER_DEPTH:]) < 0))
     is_whole = facts.container == _MOV and 0 < facts.declared_frames <= packets
     if facts.container == "avi":
         # Its header counts the empty chunks too, which show the picture before for longer; its clock ticks in both.
@@ -226,10 +227,10 @@ def _first_gap_at_end(times: NDArray[np.int64]) -> int | None:
     stream whose only gaps lie within the last few frames was cut.
     """
     gaps = np.diff(times)
-    if len(gaps) <= _REORDER_DEPTH:
+    if len(gaps) <= REORDER_DEPTH:
         return None
     wide = np.flatnonzero(gaps > 1.5 * np.median(gaps))
-    return int(wide[0]) + 1 if len(wide) and wide[0] >= len(gaps) - _REORDER_DEPTH else None
+    return int(wide[0]) + 1 if len(wide) and wide[0] >= len(gaps) - REORDER_DEPTH else None
 
 
 def _declared_rate(facts: SourceFacts, times: NDArray[np.int64]) -> Fraction:

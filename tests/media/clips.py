@@ -257,6 +257,10 @@ RECIPES: Final[dict[str, Callable[[Clips, Path], None]]] = {
         *("-c:v", "libx265", "-preset", "ultrafast"),
         *("-x265-params", "log-level=error:open-gop=1:keyint=24:bframes=3:scenecut=0:pools=1:frame-threads=1"),
     ),
+    "closed-gop-hevc.mp4": _simple(
+        *("-c:v", "libx265", "-preset", "ultrafast"),
+        *("-x265-params", "log-level=error:open-gop=0:keyint=24:bframes=3:scenecut=0:pools=1:frame-threads=1"),
+    ),
     "intra-refresh.mkv": _simple(*_X264, "-x264-params", "intra-refresh=1:keyint=24:bframes=0"),
     "mpeg2.ts": _simple("-c:v", "mpeg2video", "-b:v", "1M", "-bf", "2", "-g", "12"),
     "plain.ts": _simple(*_B_FRAMES, sound=True),
@@ -320,7 +324,8 @@ RECIPES: Final[dict[str, Callable[[Clips, Path], None]]] = {
 #: Clips every frame of which must come through, at its own time.
 GOOD: Final[Sequence[str]] = (
     *(rate_name(rate, ending) for rate in RATES for ending in ("mp4", "mkv")),
-    *("open-gop-h264.mkv", "open-gop-hevc.mkv", "intra-refresh.mkv", "mpeg2.ts", "plain.ts", "offset.ts"),
+    *("open-gop-h264.mkv", "open-gop-hevc.mkv", "closed-gop-hevc.mp4", "intra-refresh.mkv", "mpeg2.ts"),
+    *("plain.ts", "offset.ts"),
     *("audio-offset.mp4", "copy-cut.mp4", "full-range.mp4", "lossless.mkv", "vp9.webm", "intra-only.mov"),
     *("wide-pixels.mp4", "one-frame.mp4", "rich.mkv", "rich.mp4", "cover-art.mp4"),
 )

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tasks.errors import FrameError, UnsupportedSourceError
-from tasks.media.decode import decodable_times, decode_frames
+from tasks.media.decode import _start, decodable_times, decode_frames
 from tasks.media.encoders import group_frames
+from tasks.media.keyframes import packets_from, resets_decoder
 from tasks.media.probe import SourceFacts, probe
 from tasks.media.timestamps import FrameTable, scan_packets
 from tests.media.clips import GOOD, Clips, run_ffmpeg
@@ -33,7 +34,56 @@ def test_frames_equal_one_whole_decode_at_every_chunk_length(clips: Clips, name:
         assert found == wanted, f"chunks of {length} frames"
 
 
-@pytest.mark.parametrize("name", ["open-gop-h264.mkv", "open-gop-hevc.mkv", "intra-refresh.mkv", "mpeg2.ts"])
+@pytest.mark.parametrize(
+    ("name", "groups_before"),
+    [
+        *((name, 0) for name in ("rate-25-1.mp4", "plain.ts", "closed-gop-hevc.mp4", "vp9.webm")),
+        *((name, 1) for name in ("open-gop-h264.mkv", "open-gop-hevc.mkv", "intra-refresh.mkv", "mpeg2.ts")),
+    ],
+)
+def test_decoding_starts_at_the_last_keyframe_if_that_resets_the_decoder(
+    clips: Clips, name: str, groups_before: int
+) -> None:
+    facts = probe(clips.path(name))
+    table = scan_packets(facts).table
+    numbers = np.searchsorted(table.pts, table.keyframes).tolist()
+    assert len(numbers) >= 3
+    starts = [None, *table.keyframes[1:].tolist()]
+    for group, number in enumerate(numbers):
+        wanted = starts[max(0, group - groups_before)]
+        assert _start(facts, table, number) == _start(facts, table, number + 5) == wanted
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_every_keyframe_is_found_without_reading_from_the_start(clips: Clips, name: str) -> None:
+    facts = probe(clips.path(name))
+    table = scan_packets(facts).table
+    for start in table.keyframes[1:].tolist():
+        with av.open(str(facts.path)) as container:
+            packet = next(packets_from(container, facts.video_index, table, start))
+            assert packet.pts == start
+            assert packet.is_keyframe
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("name", ["closed-gop-hevc.mp4", "rate-25-1.mp4"])
+def test_units_are_found_however_a_container_marks_them(
+    clips: Clips, tmp_path: Path, name: str, container: str
+) -> None:
+    path = tmp_path / f"copy.{container}"
+    run_ffmpeg("-i", clips.path(name), "-c", "copy", path)
+    with av.open(str(path)) as source:
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        assert [resets_decoder(packet) for packet in packets] == [packet.is_keyframe for packet in packets]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("open-gop-h264.mkv", "open-gop-hevc.mkv", "intra-refresh.mkv", "mpeg2.ts"),
+        *("rate-25-1.mp4", "plain.ts", "closed-gop-hevc.mp4"),
+    ],
+)
 def test_any_single_frame_can_be_decoded_alone(clips: Clips, name: str) -> None:
     facts = probe(clips.path(name))
     table = scan_packets(facts).table

@@ -60,10 +60,10 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("scenes") / "film.mp4", SCENES)
 
 
-@pytest.fixture(scope="module")
-def film_of_keyframes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["mkv", "ts"])
+def film_of_keyframes(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """The same with a key frame every four frames: enough of them to look at nothing else."""
-    return write(tmp_path_factory.mktemp("scenes") / "keyframes.mkv", SCENES, keyframes=4)
+    return write(tmp_path_factory.mktemp("scenes") / f"keyframes.{request.param}", SCENES, keyframes=4)
 
 
 def test_cuts_are_found_to_the_frame(film: Path) -> None:
