@@ -111,10 +111,18 @@ class ChangeFinder:
         Returns:
             Nothing if no sample differs; `None` if computing all of the frame is no more work.
         """
-        boxes = self._grouped(list(_runs(self._changed_blocks(frame, known), self._picture)))
-        if sum(map(self._cost, boxes)) > _WORTHWHILE * self._picture.width * self._picture.height:
-            return None
         size = self._picture.width, self._picture.height
+        most = _WORTHWHILE * size[0] * size[1]
+        changed = self._changed_blocks(frame, known)
+        if not changed.any():
+            return []
+        # Whatever the boxes, together they are no smaller than this: whole blocks within reach. It is found at once.
+        within = _grown(changed, 2 * self._reach // BLOCK)[: size[1] // BLOCK, : size[0] // BLOCK]
+        if np.count_nonzero(within) * BLOCK**2 > most:
+            return None
+        boxes = self._grouped(list(_runs(changed, self._picture)))
+        if sum(map(self._cost, boxes)) > most:
+            return None
         return [Change(box, box.grown(self._reach, *size), box.grown(2 * self._reach, *size)) for box in boxes]
 
     def _changed_blocks(self, frame: Frame, known: Frame) -> NDArray[np.bool_]:
@@ -148,6 +156,16 @@ class ChangeFinder:
             if a is None or b is None or gain < 0:
                 return boxes
             boxes = [box for box in boxes if box is not a and box is not b] + [a.with_(b)]
+
+
+def _grown(blocks: NDArray[np.bool_], margin: int) -> NDArray[np.bool_]:
+    """With all blocks no more than `margin` blocks away, diagonally too."""
+    for axis in (0, 1):
+        count, places = blocks.shape[axis], np.arange(blocks.shape[axis])
+        before = np.cumsum(np.insert(blocks, 0, False, axis), axis, dtype=np.int32)
+        ends = np.take(before, np.minimum(places + margin + 1, count), axis)
+        blocks = ends > np.take(before, np.maximum(places - margin, 0), axis)
+    return blocks
 
 
 def _runs(changed: NDArray[np.bool_], picture: PictureFormat) -> Iterator[Box]:

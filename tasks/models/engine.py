@@ -58,6 +58,9 @@ SMALLEST_TILE: Final = 32
 _PIXELS_PER_BATCH: Final = 2 << 20
 _LARGEST_BATCH: Final = 8
 
+#: Frames, for each that a CPU computes at once, that may wait to be handed out if most of them are kept.
+_KEPT_AHEAD: Final = 8
+
 #: Passes a GPU has to do, besides the one whose results are awaited.
 _PASSES_AHEAD: Final = 2
 
@@ -416,7 +419,8 @@ class Engine:
                         for change in (changes if changes is not None else [None])
                     ]
                 )
-                if len(pending) > self._batch:  # One more than can be computed: nobody waits for the caller.
+                # One more to compute than can be computed: nobody waits for the caller, also if some are only kept.
+                while sum(map(bool, pending)) > self._batch or len(pending) > _KEPT_AHEAD * self._batch:
                     yield collect()
             end_turn()  # The frames of the next stream queue up behind those that are still being computed.
             while pending:

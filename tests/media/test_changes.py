@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tasks.media.changes import BLOCK, Box, ChangeFinder, cut_out, paste, planes
+from tasks.media import changes as changes_module
+from tasks.media.changes import BLOCK, Box, Change, ChangeFinder, cut_out, paste, planes
 from tasks.media.pixels import Colour, PictureFormat
 
 PICTURE = PictureFormat(150, 101, "yuv420p", Colour("bt709", full_range=False))  # Not a multiple of anything.
@@ -49,6 +50,24 @@ def test_boxes_hold_all_changes_and_little_else() -> None:
         boxes = [Box(0, 0, 101, 150)] if found is None else [change.changed for change in found]
         for _, row, column in places:
             assert any(box.top <= row < box.bottom and box.left <= column < box.right for box in boxes)
+
+
+@pytest.mark.parametrize("reach", [2, 20, 40])
+def test_a_frame_is_given_up_early_only_if_its_boxes_would_give_it_up(
+    reach: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random, picture = np.random.default_rng(reach), PICTURE.resized(420, 333)
+    finder, known = ChangeFinder(picture, reach), noise(PICTURE.resized(420, 333))
+    found: list[list[Change] | None] = []
+    frames = []
+    for count in range(1, 40):
+        frame = known.copy()
+        planes(frame, picture)[0][random.integers(333, size=count), random.integers(420, size=count)] ^= 1
+        frames.append(frame)
+        found.append(finder.changes(frame, known))
+    assert None in found
+    monkeypatch.setattr(changes_module, "_grown", lambda blocks, margin: np.zeros_like(blocks))
+    assert found == [finder.changes(frame, known) for frame in frames]
 
 
 def test_far_apart_changes_are_boxes_of_their_own() -> None:
