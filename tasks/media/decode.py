@@ -10,6 +10,7 @@ given up by its number.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,7 +107,8 @@ def _start(facts: SourceFacts, table: FrameTable, first: int) -> int | None:
     before = int(np.searchsorted(table.keyframes, table.pts[first], side="right"))
     if before < 2:
         return None
-    with open_source(Path(facts.path)) as container:
+    # What cannot seek, or is damaged there, is decoded from the start in the end.
+    with suppress(av.error.FFmpegError), open_source(Path(facts.path)) as container:
         last = int(table.keyframes[before - 1])
         packet = next(packets_from(container, facts.video_index, table, last), None)
         if packet is not None and resets_decoder(packet):
