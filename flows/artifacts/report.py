@@ -165,7 +165,7 @@ def chunk_rows(finished: Sequence[FinishedChunk]) -> list[dict[str, Any]]:
         reports = {report.stage: report for report in done.reports}
         for stage in STAGES:
             report = reports[stage]
-            row[f"{stage} s"] = None if report.was_reused else round(report.seconds, 2)
+            row[f"{stage} s"] = None if report.was_reused else round(report.seconds, 3)
         upscaled = reports["upscale"]
         timed = upscaled.seconds > 0 and not upscaled.was_reused
         row["frames/s"] = round(done.chunk.frames / upscaled.seconds, 2) if timed else None
