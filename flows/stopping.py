@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
-from functools import cache
 from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
@@ -21,9 +20,9 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Running, Suspended
-from pydantic import BaseModel
 
 from infra.pools.runner import PoolFuture
+from infra.prefect_models import complete_models
 from tasks.errors import PoolError, StoppedError
 
 T = TypeVar("T")
@@ -132,7 +131,7 @@ def watched(run_id: str) -> Iterator[None]:
     if not run_id:
         yield
         return
-    _complete_models()
+    complete_models()
     watch = StateWatch(run_id)
     token = _watch.set(watch)
     try:
@@ -146,21 +145,6 @@ def watched(run_id: str) -> Iterator[None]:
     finally:
         _watch.reset(token)
         watch.end()
-
-
-@cache
-def _complete_models() -> None:
-    """Have pydantic finish the models of Prefect here, in one thread and once, instead of in whichever uses one first.
-
-    It parses signatures for that, which is not safe in several threads of Python 3.11 (gh-106905): a run then ends in
-    "AST constructor recursion depth mismatch".
-    """
-    waiting = [BaseModel]
-    while waiting:
-        model = waiting.pop()
-        waiting += model.__subclasses__()
-        if not model.__pydantic_complete__ and model.model_config.get("defer_build"):
-            model.model_rebuild(raise_errors=False)
 
 
 def cancelled(problem: str, remedy: str) -> Any:

@@ -20,6 +20,7 @@ import numpy as np
 import xxhash
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from safetensors.numpy import load, save
 
 from tasks.chunks import Chunk, lay_out
 from tasks.destinations import LocalFile, StoredObject, destination_of
@@ -254,9 +255,10 @@ def save_plan(plan: Plan) -> Path:
     }
     path = plan.folder / f"plan-{_digest([record, plan.table.pts.tobytes().hex()])[:12]}.json"
     partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez(file, pts=plan.table.pts, keyframes=plan.table.keyframes)
-    os.replace(partial, path.with_suffix(".npz"))
+    times = {"pts": plan.table.pts, "keyframes": plan.table.keyframes}
+    # Not as numpy does: it parses a header by `ast`, which threads of Python 3.11 may not do at once (gh-106905).
+    partial.write_bytes(save({name: np.ascontiguousarray(array) for name, array in times.items()}))
+    os.replace(partial, path.with_suffix(".safetensors"))
     partial.write_text(json.dumps(record, indent=1))
     os.replace(partial, path)
     return path
@@ -266,8 +268,7 @@ def save_plan(plan: Plan) -> Path:
 def load_plan(path: Path) -> Plan:
     """Read a plan; cached, because every task of a chunk asks for it."""
     record = json.loads(path.read_text())
-    with np.load(path.with_suffix(".npz")) as times:
-        pts, keyframes = times["pts"], times["keyframes"]
+    times = load(path.with_suffix(".safetensors").read_bytes())
     facts = _facts_from_dict(record["facts"])
     fields = Fields(**record["fields"]) if record["fields"] else None
     return Plan(
@@ -276,8 +277,8 @@ def load_plan(path: Path) -> Plan:
         request=UpscaleRequest(**record["request"]),
         facts=facts,
         table=FrameTable(
-            pts,
-            keyframes,
+            times["pts"],
+            times["keyframes"],
             facts.time_base / 2 if fields and fields.doubled else facts.time_base,
             Fraction(record["rate"]),
             record["constant"],

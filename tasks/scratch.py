@@ -40,7 +40,7 @@ _FOLDER: Final = re.compile(r"[0-9a-f]{16}")
 #: has `.partial` behind its name, or in place of its ending.
 _OF_JOB: Final = re.compile(
     r"((extract|upscale)-\d{7,}-\d{7,}-[0-9a-f]{12}\.yuv|encode-\d{7,}-\d{7,}-[0-9a-f]{12}\.mkv(\.json)?"
-    r"|plan-[0-9a-f]{12}(\.json|\.npz)?|calibration-\d+(\.json)?|int8-[0-9a-f]+\.safetensors|sample\.yuv"
+    r"|plan-[0-9a-f]{12}(\.json|\.safetensors)?|calibration-\d+(\.json)?|int8-[0-9a-f]+\.safetensors|sample\.yuv"
     r"|evaluate-\d{4}-(given|reference|result-\d{4})\.yuv"
     r"|picture-\d{7,}\.jpg"
     r"|result\.\w+|receipt\.json|upload\.json|publish\.progress|comparison\.jpg|jobs)(\.partial(-\w+)?)?"

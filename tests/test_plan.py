@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import subprocess
 import sys
@@ -104,6 +105,17 @@ def test_a_saved_plan_is_read_back_as_it_was(clips: Clips, tmp_path: Path) -> No
             for stage in ("extracted", "upscaled", "encoded"):
                 assert getattr(read, stage)(chunk) == getattr(plan, stage)(chunk)
         assert read.result == plan.result
+
+
+def test_reading_a_plan_parses_no_python(clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Tasks of several threads read plans at the same time, and Python 3.11 may then fail to parse (gh-106905).
+    def refuse(*_: object, **__: object) -> None:
+        raise SystemError("AST constructor recursion depth mismatch")
+
+    plan = _plan(clips.path("rate-25-1.mp4"), tmp_path, chunk_seconds=1)
+    with own_job(plan.folder), monkeypatch.context() as patch:  # For nothing that pytest does with a failure.
+        patch.setattr(ast, "parse", refuse)
+        assert load_plan(save_plan(plan)).frames == 80
 
 
 def test_the_name_of_a_saved_plan_says_what_is_in_it(clips: Clips, tmp_path: Path) -> None:

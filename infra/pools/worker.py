@@ -299,5 +299,8 @@ def _import_ahead(modules: tuple[str, ...]) -> None:
             importlib.import_module(module)
         except Exception:  # The task that needs it reports it; here it is only a head start.
             continue
+    from infra.prefect_models import complete_models  # Here: nannies need none.
+
+    complete_models()
     gc.freeze()
     gc.enable()
